@@ -1,0 +1,7 @@
+"""``python -m motarfuse`` is the command ``motarfuse``."""
+
+import sys
+
+from motarfuse.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,62 @@
+"""Entry point of ``motarfuse``: finds the verb, imports only that verb's module and runs it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from motarfuse import __version__
+from motarfuse.errors import MotarfuseError
+
+VERBS = {
+    "demo": "draw people, train, evaluate, report: the whole job in a few minutes",
+    "train": "train a model from a config",
+    "evaluate": "mAP, CMC and mINP of a checkpoint on a dataset",
+    "extract": "features of a folder of person crops",
+    "search": "find a query image in extracted features",
+    "report": "one self-contained HTML page of a run",
+    "data": "synth: draw a dataset; check: say what a dataset folder holds",
+    "build": "compile the native parts in place",
+    "doctor": "what works here, what does not, why, and what to do",
+}
+
+
+def build_parser(verb: str | None) -> argparse.ArgumentParser:
+    """The argument parser; only ``verb``'s own arguments are declared, so that other verbs' imports cannot fail it."""
+    parser = argparse.ArgumentParser(
+        prog="motarfuse", description="Person re-identification with motion-aware fusion."
+    )
+    parser.add_argument("--version", action="version", version=f"motarfuse {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, summary in VERBS.items():
+        child = verbs.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == verb:
+            importlib.import_module(f"motarfuse.cli.{name}").configure(child)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Returns:
+        0 on success, 2 for an error that the user can mend (printed as one line), 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in arguments if word in VERBS), None)
+    args = build_parser(verb).parse_args(arguments)
+    try:
+        return int(importlib.import_module(f"motarfuse.cli.{args.verb}").run(args))
+    except MotarfuseError as error:
+        print(f"motarfuse {args.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"motarfuse {args.verb}: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
