@@ -1,0 +1,17 @@
+// Registers the implementations of motarfuse._C. The schemas are defined in Python (motarfuse/ops), so that the operators
+// exist without this library, and only the stable ABI is used, so that one build serves every torch from 2.10 on.
+#include "library.h"
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
+  library.impl("part_moments_forward", TORCH_BOX(&motarfuse::part_moments_forward_cpu));
+  library.impl("part_moments_backward", TORCH_BOX(&motarfuse::part_moments_backward_cpu));
+}
+
+#if defined(MOTARFUSE_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(motarfuse, CUDA, library) {
+  library.impl("part_moments_forward", TORCH_BOX(&motarfuse::part_moments_forward_cuda));
+  library.impl("part_moments_backward", TORCH_BOX(&motarfuse::part_moments_backward_cuda));
+}
+#endif

@@ -1,0 +1,134 @@
+// Moments of a part's heat map: the mathematics of one row of cells, for the CPU and for the GPU.
+//
+// With e_i = exp((l_i - max l) / temperature), Z = sum e and P_i = e_i / Z over the N cells of a row:
+//   keypoint = sum P u, affine = sum P a, confidence = sum P^2,
+//   dl_i = P_i / temperature (g_i - sum_j P_j g_j), da_i = P_i dA, g_i = <dp, u_i> + <dA, a_i> + 2 dc P_i.
+// The sum over j is <dp, p> + <dA, A> + 2 dc c: the backward needs no reduction. docs/kernels/part_moments.md derives it.
+//
+// V is a scalar on the GPU and a vector of cells on the CPU, C always the scalar computed in.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "host_device.h"
+
+namespace motarfuse {
+
+// What the forward keeps of a row, in this order, in the dtype computed in.
+constexpr int64_t kMomentStatistics = 9;
+
+template <class C>
+struct RowStatistics {
+  C x, y;         // keypoint
+  C affine[4];    // row-major
+  C confidence;
+  C maximum;      // largest logit; 0 where every cell is hidden
+  C inverse_sum;  // 1 / Z; 0 where every cell is hidden, so that P is 0 there
+};
+
+// Centre of cell `index` of `count` cells that fill [-1, 1].
+template <class C>
+MOTARFUSE_HOST_DEVICE C cell_center(int64_t index, int64_t count) {
+  return static_cast<C>(2 * index + 1) / static_cast<C>(count) - C(1);
+}
+
+// The finite stand-in for a maximum: -inf minus -inf would be NaN.
+template <class C>
+MOTARFUSE_HOST_DEVICE C finite_maximum(C maximum) {
+  return maximum == -static_cast<C>(INFINITY) ? C(0) : maximum;
+}
+
+// Sums over cells, relative to the maximum that the exponentials were taken against.
+template <class V>
+struct Moments {
+  V sum, square, x, y, affine[4];
+
+  MOTARFUSE_HOST_DEVICE void clear() {
+    sum = square = x = y = V{};
+    for (int c = 0; c < 4; ++c) affine[c] = V{};
+  }
+
+  MOTARFUSE_HOST_DEVICE void add(V e, V cell_x, V cell_y) {
+    sum += e;
+    square += e * e;
+    x += e * cell_x;
+    y += e * cell_y;
+  }
+
+  MOTARFUSE_HOST_DEVICE void add_affine(V e, const V cell_affine[4]) {
+    for (int c = 0; c < 4; ++c) affine[c] += e * cell_affine[c];
+  }
+
+  // Takes the sums to a maximum that is larger by -log(factor).
+  MOTARFUSE_HOST_DEVICE void rescale(V factor) {
+    sum *= factor;
+    square *= factor * factor;
+    x *= factor;
+    y *= factor;
+    for (int c = 0; c < 4; ++c) affine[c] *= factor;
+  }
+
+  MOTARFUSE_HOST_DEVICE void merge(const Moments& other) {
+    sum += other.sum;
+    square += other.square;
+    x += other.x;
+    y += other.y;
+    for (int c = 0; c < 4; ++c) affine[c] += other.affine[c];
+  }
+};
+
+// A row's results. Z is at least 1 where a cell is visible and 0 where none is; NaN goes through.
+template <class C>
+MOTARFUSE_HOST_DEVICE RowStatistics<C> finish_row(const Moments<C>& moments, C maximum, bool has_affine) {
+  const C inverse = moments.sum == C(0) ? C(0) : C(1) / moments.sum;
+  RowStatistics<C> row;
+  row.x = moments.x * inverse;
+  row.y = moments.y * inverse;
+  for (int c = 0; c < 4; ++c) {
+    const C identity = c == 0 || c == 3 ? moments.sum * inverse : C(0);
+    row.affine[c] = has_affine ? moments.affine[c] * inverse : identity;
+  }
+  row.confidence = moments.square * inverse * inverse;
+  row.maximum = finite_maximum(maximum);
+  row.inverse_sum = inverse;
+  return row;
+}
+
+// The incoming gradient of a row, ready to be applied to its cells.
+template <class C>
+struct RowGradient {
+  C x, y, affine[4], twice_confidence, mean, inverse_temperature;
+
+  // The derivative with respect to a cell's logit.
+  template <class V>
+  MOTARFUSE_HOST_DEVICE V logit(V p, V cell_x, V cell_y) const {
+    return p * inverse_temperature * (x * cell_x + y * cell_y + twice_confidence * p - mean);
+  }
+
+  template <class V>
+  MOTARFUSE_HOST_DEVICE V logit(V p, V cell_x, V cell_y, const V cell_affine[4]) const {
+    const V by_affine = (affine[0] * cell_affine[0] + affine[1] * cell_affine[1]) +
+                        (affine[2] * cell_affine[2] + affine[3] * cell_affine[3]);
+    return p * inverse_temperature * (x * cell_x + y * cell_y + by_affine + (twice_confidence * p - mean));
+  }
+};
+
+// Without affines, sum P is constant and its gradient cancels exactly: it is left out instead of cancelled by rounding.
+template <class C>
+MOTARFUSE_HOST_DEVICE RowGradient<C> row_gradient(const RowStatistics<C>& row, const C keypoint[2], const C affine[4],
+                                                  C confidence, C inverse_temperature, bool has_affine) {
+  RowGradient<C> gradient;
+  gradient.x = keypoint[0];
+  gradient.y = keypoint[1];
+  gradient.twice_confidence = C(2) * confidence;
+  gradient.mean = gradient.x * row.x + gradient.y * row.y + gradient.twice_confidence * row.confidence;
+  for (int c = 0; c < 4; ++c) {
+    gradient.affine[c] = affine[c];
+    if (has_affine) gradient.mean += affine[c] * row.affine[c];
+  }
+  gradient.inverse_temperature = inverse_temperature;
+  return gradient;
+}
+
+}  // namespace motarfuse

@@ -1,0 +1,61 @@
+"""``motarfuse evaluate``: mAP, CMC and mINP of a checkpoint on a dataset."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from motarfuse import console
+from motarfuse.cli.train import evaluation_table
+from motarfuse.engine.checkpoint import find_checkpoint
+from motarfuse.engine.evaluator import evaluate_checkpoint
+from motarfuse.engine.outputs import make_folder
+
+EXAMPLES = """
+examples:
+  motarfuse evaluate runs/first --data synthped/occluded --name occluded
+  motarfuse evaluate runs/first/checkpoints/step-00000300 --data Market-1501-v15.09.15 --kind market1501 --flip
+
+The numbers, the protocol behind them and the rank lists of 24 queries go to evaluations/NAME.json of the run, where
+`motarfuse report` finds them.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its latest checkpoint) or one")
+    parser.add_argument("--data", required=True, metavar="PATH", help="dataset with a query and a gallery")
+    parser.add_argument("--kind", default="auto", help="its layout: market1501, folder, csv or auto (default)")
+    parser.add_argument("--name", default="test", help="name of the evaluation (default: test)")
+    parser.add_argument("--metric", default="cosine", choices=("cosine", "euclidean"), help="default: cosine")
+    parser.add_argument("--protocol", default="market1501", help="junk rule (default: market1501)")
+    parser.add_argument("--flip", action="store_true", help="average features of each image and its mirror image")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a forward pass (default: 128)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads (default: 2)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    parser.add_argument("--out", metavar="RUN", help="folder for evaluations/NAME.json (default: the checkpoint's run)")
+    parser.epilog = EXAMPLES
+
+
+def run(args: argparse.Namespace) -> int:
+    folder = find_checkpoint(args.checkpoint)
+    # <run>/checkpoints/step-...: a checkpoint that was copied elsewhere gets its evaluations beside itself.
+    out = Path(args.out) if args.out else folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    make_folder(out / "evaluations")  # before minutes of encoding, not after
+    evaluation = evaluate_checkpoint(
+        folder,
+        args.data,
+        kind=args.kind,
+        name=args.name,
+        protocol=args.protocol,
+        metric=args.metric,
+        batch_size=args.batch_size,
+        flip=args.flip,
+        device=args.device,
+        precision=args.precision,
+        workers=args.workers,
+        out=out,
+    )
+    console.console.print(evaluation_table([evaluation]))
+    console.info(f"written to {out / 'evaluations' / f'{args.name}.json'}")
+    return 0

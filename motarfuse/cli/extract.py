@@ -1,0 +1,69 @@
+"""``motarfuse extract``: features of a folder of person crops."""
+
+from __future__ import annotations
+
+import argparse
+
+from motarfuse import console
+from motarfuse.engine.extractor import FEATURES, TABLE, extract
+
+EXAMPLES = """
+examples:
+  motarfuse extract runs/first crops/ features/
+  motarfuse extract runs/first Market-1501-v15.09.15 gallery/ --split gallery
+  motarfuse extract runs/first crops/ features-1/ --shard 1/4
+
+Writes features.safetensors (tensor `feature`: a row an image, float32), table.csv (path, pid, camid; a line an image)
+and manifest.json. `motarfuse search` finds a query image in them.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its latest checkpoint) or one")
+    parser.add_argument("source", metavar="SOURCE", help="folder of crops (subfolders too), CSV table, or dataset")
+    parser.add_argument("out", metavar="OUT", help="folder to write; an earlier extraction there is replaced")
+    parser.add_argument(
+        "--kind",
+        default="auto",
+        choices=("auto", "images", "market1501", "folder", "csv"),
+        help="images: every image below SOURCE, without labels; auto (default): a dataset where one is recognised",
+    )
+    parser.add_argument("--split", choices=("train", "query", "gallery"), help="of a dataset (default: all three)")
+    parser.add_argument("--flip", action="store_true", help="average features of each image and its mirror image")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a forward pass (default: 128)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads (default: 2)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    parser.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="the I-th of N equal parts of the images, from 0"
+    )
+    parser.epilog = EXAMPLES
+
+
+def run(args: argparse.Namespace) -> int:
+    result = extract(
+        args.checkpoint,
+        args.source,
+        args.out,
+        kind=args.kind,
+        split=args.split,
+        batch_size=args.batch_size,
+        device=args.device,
+        precision=args.precision,
+        flip=args.flip,
+        workers=args.workers,
+        shard=args.shard,
+    )
+    rate = result.count / max(result.seconds, 1e-9)
+    console.info(f"{result.count:,} images in {result.seconds:.1f} s ({rate:,.0f} images/s)")
+    if result.skipped:
+        console.warn(f"{len(result.skipped)} files could not be read; manifest.json names them")
+    console.info(f"written to {result.out}: {FEATURES}, {TABLE}, manifest.json")
+    return 0
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, separator, parts = text.partition("/")
+    if not separator or not (part.isdigit() and parts.isdigit()) or int(part) >= int(parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with 0 <= I < N")
+    return int(part), int(parts)

@@ -1,0 +1,183 @@
+"""``motarfuse search``: finds the person of one image among extracted features."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from motarfuse.console import console, info, warn
+from motarfuse.data.images import read_image
+from motarfuse.engine.checkpoint import MODEL, file_sha256, find_checkpoint, load_model
+from motarfuse.engine.device import choose_device
+from motarfuse.engine.extractor import encode
+from motarfuse.engine.outputs import make_folder, write_bytes
+from motarfuse.errors import CheckpointError, ConfigError, OutputError
+from motarfuse.retrieval import METRICS, search
+from motarfuse.retrieval.feature_folder import FeatureFolder, read_features
+from motarfuse.viz.crops import load_crop
+from motarfuse.viz.rank_list import RankEntry, draw_rank_list
+
+DEFAULT_K = 10
+DEFAULT_OUT = Path("rank.png")
+
+EPILOG = """\
+The query is encoded by the model that made the features; it is found through the features' manifest and recognised by
+its SHA-256. Where the query itself is one of the images, its identity is known and right and wrong results are marked.
+
+example:
+  motarfuse extract runs/demo/run crops/ features/
+  motarfuse search somebody.jpg features/ -k 5 --out somebody.png
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("query", metavar="QUERY_IMAGE", type=Path, help="an image of one person, cropped")
+    parser.add_argument("features", metavar="FEATURES_DIR", type=Path, help="a folder that `motarfuse extract` wrote")
+    parser.add_argument("-k", type=int, metavar="N", help=f"how many results (default {DEFAULT_K}, or all if fewer)")
+    parser.add_argument(
+        "--metric", choices=METRICS, default="cosine", help="how features are compared (default cosine)"
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, metavar="PATH", help="where the model is now, if it has moved: a run or a checkpoint"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help=f"the picture (default {DEFAULT_OUT}; with --json none unless given)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def run(args: argparse.Namespace) -> int:
+    picture = args.out if args.out is not None or args.json else DEFAULT_OUT
+    # Everything that can be wrong is looked at before the model is loaded.
+    if picture is not None:
+        _check_suffix(picture)
+    query = Image.fromarray(read_image(args.query))
+    gallery = read_features(args.features)
+    size = len(gallery.paths)
+    k = min(DEFAULT_K, size) if args.k is None else args.k
+    if not 1 <= k <= size:
+        raise ConfigError(f"-k {k}: {gallery.path} holds {size} images, supported are 1 to {size}")
+    results = find(args.query, gallery, k, metric=args.metric, checkpoint=args.checkpoint, device=args.device)
+    score_name = "score" if args.metric == "cosine" else "distance"
+    if args.json:
+        print(json.dumps({"query": str(args.query), "metric": args.metric, "results": results}, indent=2))
+    else:
+        console.print(_table(results, score_name))
+    if picture is not None:
+        _draw(query, results, picture, f"{args.query.name} in {size:,} images")
+        if not args.json:
+            info(f"picture: {picture}")
+    return 0
+
+
+def find(
+    query: Path, gallery: FeatureFolder, k: int, *, metric: str, checkpoint: Path | None, device: str
+) -> list[dict[str, Any]]:
+    """The k best images for a query image: rank, score, path, pid and camid, and match where the query is one of them.
+
+    Raises:
+        CheckpointError: The model is not there, is another one, or the features are damaged.
+        DataError: The query cannot be read.
+    """
+    target = choose_device(device)
+    model, _ = load_model(_model_of(gallery, checkpoint), device=target)
+    manifest = gallery.manifest
+    feature, _ = encode(
+        model,
+        [query],
+        device=target,
+        precision=str(manifest.get("precision", "fp32")),
+        flip=bool(manifest.get("flip", False)),
+        workers=1,
+    )
+    try:
+        scores, indices = search(feature, gallery.features, k, metric=metric)
+    except ValueError as error:
+        raise CheckpointError(f"{gallery.path}: {error}") from error
+    resolved = query.resolve()
+    own = next((pid for path, pid in zip(gallery.paths, gallery.pids, strict=True) if path.resolve() == resolved), -1)
+    return [
+        {
+            "rank": rank,
+            "score": score,
+            "pid": gallery.pids[index],
+            "camid": gallery.camids[index],
+            "match": gallery.pids[index] == own if own != -1 and gallery.pids[index] != -1 else None,
+            "path": str(gallery.paths[index]),
+        }
+        for rank, (score, index) in enumerate(zip(scores[0].tolist(), indices[0].tolist(), strict=True), start=1)
+    ]
+
+
+def _model_of(gallery: FeatureFolder, checkpoint: Path | None) -> Path:
+    """The checkpoint that made the features; features of another model have nothing to do with this one's."""
+    try:
+        folder = find_checkpoint(checkpoint if checkpoint is not None else gallery.checkpoint_path)
+        found = file_sha256(folder / MODEL)
+    except CheckpointError as error:
+        if checkpoint is not None:
+            raise
+        raise CheckpointError(
+            f"the model that made {gallery.path} is not at {gallery.checkpoint_path} any more ({error}); "
+            "say where it is with --checkpoint, or extract again"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{folder / MODEL} cannot be read: {error.strerror or error}") from error
+    if found != gallery.checkpoint_sha256:
+        raise CheckpointError(
+            f"{gallery.path} holds features of another model than {folder} (SHA-256 {gallery.checkpoint_sha256[:12]}... "
+            f"and {found[:12]}...); extract again with this one, or give the right one with --checkpoint"
+        )
+    return folder
+
+
+def _table(results: list[dict[str, Any]], score_name: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("rank", justify="right")
+    table.add_column(score_name, justify="right")
+    table.add_column("pid", justify="right")
+    table.add_column("camera", justify="right")
+    marked = any(result["match"] is not None for result in results)
+    if marked:
+        table.add_column("match")
+    # A path is there to be copied: it is never folded, rather the terminal breaks the line.
+    table.add_column("path", min_width=max(len(result["path"]) for result in results))
+    for result in results:
+        match = {True: "[green]right[/]", False: "[red]wrong[/]", None: "-"}[result["match"]]
+        cells = [str(result["rank"]), f"{result['score']:.4f}", *(_known(result[key]) for key in ("pid", "camid"))]
+        table.add_row(*cells, *([match] if marked else []), escape(result["path"]))
+    return table
+
+
+def _known(label: int) -> str:
+    return "-" if label == -1 else str(label)
+
+
+def _check_suffix(picture: Path) -> None:
+    """The picture's format is chosen by its name, so that the name has to be one."""
+    Image.init()
+    if Image.EXTENSION.get(picture.suffix.lower()) not in Image.SAVE:
+        raise OutputError(f"cannot write {picture}: the name's ending chooses the format; use .png, .jpg or .webp")
+
+
+def _draw(query: Image.Image, results: list[dict[str, Any]], target: Path, title: str) -> None:
+    entries = []
+    for result in results:
+        image, reason = load_crop(result["path"])
+        if image is None:
+            warn(f"{result['path']}: {reason}; drawn as a grey card")
+        entries.append(RankEntry(image, result["score"], result["pid"], result["camid"], result["match"]))
+    buffer = io.BytesIO()
+    draw_rank_list(query, entries, title=title).save(buffer, Image.EXTENSION[target.suffix.lower()])
+    make_folder(target.parent)
+    write_bytes(target, buffer.getvalue())

@@ -1,0 +1,246 @@
+"""Images of a list of records as batches of bytes: kept in memory where they fit, decoded in threads where not."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from motarfuse import console
+from motarfuse.data.files import name_some
+from motarfuse.data.images import read_images
+from motarfuse.data.records import ImageRecord, Skipped, contiguous_labels
+from motarfuse.errors import DataError
+
+CACHES = ("auto", "memory", "disk")
+DEFAULT_MEMORY_LIMIT_MB = 2048
+_CHUNK = 256
+
+
+class ImageStore:
+    """Resized images of records, by index.
+
+    In memory the store costs ``3 height width`` bytes an image (98 kB at 256 x 128, so that the default limit holds
+    21,800 images); on disk it costs nothing, and every batch is decoded anew.
+
+    Unreadable files: with ``verify`` (and always in memory) every file is decoded once up front, and what cannot be
+    read is left out of ``records``, counted, named and warned about once. A file that breaks later, on disk, is named
+    and warned about when it is first met; `batch` then takes the next readable image of the same identity in its
+    place, so that labels stay true and a resumed run does the same, and `stream` leaves it out.
+
+    Attributes:
+        records: The readable records; indices of `batch` count in this list.
+        kept: For each of them its index in the list that was given.
+        skipped: The files that could not be read, with the reasons.
+        size: (height, width) in pixels.
+        cache: "memory" or "disk".
+
+    Args:
+        records: What to read.
+        size: (height, width) in pixels of all images.
+        cache: "memory", "disk", or "auto": memory if the images fit into the limit.
+        workers: Decoding threads.
+        memory_limit_mb: Largest size of the images in memory, in MB of 10^6 bytes.
+        verify: Whether to decode every file once up front; False starts at once.
+        pin_memory: Whether batches lie in page-locked memory, for asynchronous copies to a GPU; None: if there is one.
+
+    Raises:
+        DataError: if there are no records or none can be read, or if "memory" was asked for and exceeds the limit.
+        ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        size: tuple[int, int],
+        *,
+        cache: str = "auto",
+        workers: int = 2,
+        memory_limit_mb: float = DEFAULT_MEMORY_LIMIT_MB,
+        verify: bool = True,
+        pin_memory: bool | None = None,
+    ) -> None:
+        if cache not in CACHES:
+            raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        if min(size) < 1:
+            raise ValueError(f"size must be a height and a width of at least 1 pixel, got {size}")
+        if not records:
+            raise DataError("there are no images to read: the list of records is empty")
+        self.size = size
+        needed_mb = len(records) * 3 * size[0] * size[1] / 1e6
+        if cache == "memory" and needed_mb > memory_limit_mb:
+            raise DataError(
+                f"{len(records):,} images of {size[0]} x {size[1]} need {needed_mb:,.0f} MB of memory, the limit is "
+                f"{memory_limit_mb:,.0f} MB; raise the limit or let the cache be auto or disk"
+            )
+        self.cache = ("memory" if needed_mb <= memory_limit_mb else "disk") if cache == "auto" else cache
+        self.records = list(records)
+        self.kept = list(range(len(self.records)))
+        self.skipped: list[Skipped] = []
+        self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="motarfuse-decode")
+        self._images: Tensor | None = None
+        self._unreadable: set[int] = set()
+        if self.cache == "memory" or verify:
+            self._read_all()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __enter__(self) -> ImageStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the decoding threads; a store on disk cannot read afterwards."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    @property
+    def labels(self) -> list[int]:
+        """Class of each readable record: 0..C-1, in the order of the sorted identities."""
+        return contiguous_labels(self.records)
+
+    @property
+    def camids(self) -> list[int]:
+        """Camera of each readable record."""
+        return [record.camid for record in self.records]
+
+    def batch(self, indices: Sequence[int]) -> Tensor:
+        """Images by index.
+
+        Args:
+            indices: Into ``records``; repetitions are allowed.
+
+        Returns:
+            uint8 tensor (B, 3, H, W).
+
+        Raises:
+            DataError: if an image broke since the start and its identity has no other readable one.
+        """
+        if self._images is not None:
+            return self._pinned(self._images.index_select(0, torch.as_tensor(indices, dtype=torch.int64)))
+        wanted = [self._readable(index) for index in indices]
+        while True:
+            images, broken = self._decode(wanted)
+            if not broken:
+                return self._pinned(images)
+            wanted = [self._readable(index) for index in wanted]
+
+    def prefetch(self, batches: Iterable[Sequence[int]], depth: int = 2) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Yields each batch of indices with its images, reading up to ``depth`` batches ahead in the background.
+
+        The order is kept, and an error is raised where its batch would have come.
+
+        Args:
+            batches: Lists of indices; may be endless.
+            depth: Batches that wait, at least 1.
+        """
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        if self._images is not None and not self._pin:  # a copy within memory is cheaper than handing it to a thread
+            for indices in batches:
+                yield indices, self.batch(indices)
+            return
+        source = iter(batches)
+        waiting: deque[tuple[Sequence[int], Future[Tensor]]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="motarfuse-prefetch") as reader:
+            try:
+                waiting.extend((indices, reader.submit(self.batch, indices)) for indices in islice(source, depth))
+                while waiting:
+                    indices, images = waiting.popleft()
+                    waiting.extend((later, reader.submit(self.batch, later)) for later in islice(source, 1))
+                    yield indices, images.result()
+            finally:
+                for _, images in waiting:
+                    images.cancel()
+
+    def stream(self, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+        """All images once, in order: indices into ``records`` and uint8 images (B, 3, H, W); unreadable ones left out.
+
+        Args:
+            batch_size: Largest number of images at a time; a batch with unreadable files is smaller.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        chunks = [range(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)]
+        with ThreadPoolExecutor(1, thread_name_prefix="motarfuse-prefetch") as reader:
+            ahead = reader.submit(self._read_chunk, chunks[0])
+            for chunk in [*chunks[1:], None]:
+                indices, images = ahead.result()
+                if chunk is not None:
+                    ahead = reader.submit(self._read_chunk, chunk)
+                if indices:
+                    yield indices, images
+
+    def _read_chunk(self, chunk: range) -> tuple[list[int], Tensor]:
+        if self._images is not None:
+            return list(chunk), self._pinned(self._images[chunk.start : chunk.stop].clone())
+        images, broken = self._decode(list(chunk))
+        return [index for index in chunk if index not in broken], self._pinned(images)
+
+    def _read_all(self) -> None:
+        """Decodes every file: fills the memory, and leaves the unreadable ones out of ``records``."""
+        height, width = self.size
+        keep_images = self.cache == "memory"
+        images = torch.empty((len(self.records) if keep_images else 0, 3, height, width), dtype=torch.uint8)
+        kept: list[int] = []
+        with console.progress("reading images", len(self.records)) as bar:
+            for start in range(0, len(self.records), _CHUNK):
+                paths = [record.path for record in self.records[start : start + _CHUNK]]
+                chunk, skipped, places = read_images(paths, self.size, pool=self._pool)
+                if keep_images:
+                    images[len(kept) : len(kept) + len(places)] = chunk
+                kept.extend(start + place for place in places)
+                self.skipped.extend(skipped)
+                bar.advance(bar.task_ids[0], len(paths))
+        if not kept:
+            first = self.skipped[0]
+            raise DataError(f"none of {len(self.records)} images can be read; {first.path}: {first.reason}")
+        if self.skipped:
+            names = name_some(f"{skipped.path} ({skipped.reason})" for skipped in self.skipped)
+            console.warn(f"{len(self.skipped)} of {len(self.records)} images cannot be read and are left out: {names}")
+        self.records = [self.records[index] for index in kept]
+        self.kept = kept
+        if keep_images:
+            self._images = images[: len(kept)]
+
+    def _decode(self, indices: Sequence[int]) -> tuple[Tensor, set[int]]:
+        """Images of the readable indices, and the broken ones, which are named when they are met first."""
+        paths = [self.records[index].path for index in indices]
+        images, skipped, places = read_images(paths, self.size, pool=self._pool)
+        broken = set(indices) - {indices[place] for place in places}
+        new = broken - self._unreadable
+        self._unreadable |= broken
+        for failure in {failure.path: failure for failure in skipped}.values():
+            if any(self.records[index].path == failure.path for index in new):
+                self.skipped.append(failure)
+                console.warn(f"{failure.path} can no longer be read: {failure.reason}")
+        return images, broken
+
+    def _readable(self, index: int) -> int:
+        """The index itself, or the next one of the same identity that has not failed."""
+        if index not in self._unreadable:
+            return index
+        pid = self.records[index].pid
+        for step in range(1, len(self.records)):
+            other = (index + step) % len(self.records)
+            if self.records[other].pid == pid and other not in self._unreadable:
+                return other
+        raise DataError(
+            f"{self.records[index].path} can no longer be read, nor any other image of identity {pid}; "
+            "repair the files or take the identity out of the training split"
+        )
+
+    def _pinned(self, images: Tensor) -> Tensor:
+        return images.pin_memory() if self._pin else images

@@ -1,0 +1,296 @@
+"""Evaluation of a network on named datasets under a retrieval protocol."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from motarfuse import __version__
+from motarfuse.data import ImageRecord, ImageStore, ReIDDataset, load_dataset
+from motarfuse.engine.checkpoint import find_checkpoint, load_model
+from motarfuse.engine.config import DataConfig, EvaluationConfig
+from motarfuse.engine.device import choose_device
+from motarfuse.engine.extractor import encode
+from motarfuse.engine.outputs import make_folder, write_json
+from motarfuse.errors import ConfigError, DataError, TrainingError
+from motarfuse.retrieval import METRICS, PROTOCOLS, evaluate, rank_lists, select_queries
+
+TOP_K = 10
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of one evaluation.
+
+    Attributes:
+        name: Name of the evaluation set.
+        metrics: mAP, mINP, rank1, rank5, rank10 as fractions; num_valid, num_query, num_gallery.
+        record: Everything, as it is written to ``evaluations/<name>.json``.
+    """
+
+    name: str
+    metrics: dict[str, float | int]
+    record: dict[str, Any]
+
+    def __str__(self) -> str:
+        numbers = self.metrics
+        return (
+            f"{self.name}: mAP {100 * numbers['mAP']:.1f}, Rank-1 {100 * numbers['rank1']:.1f}, "
+            f"Rank-5 {100 * numbers['rank5']:.1f}, mINP {100 * numbers['mINP']:.1f} "
+            f"({numbers['num_valid']} queries, {numbers['num_gallery']} gallery images)"
+        )
+
+
+class EvaluationSet:
+    """A dataset's query and gallery, checked when it is made, read when it is first evaluated and kept.
+
+    Args:
+        name: Name of the set.
+        dataset: The dataset.
+        size: (height, width) in pixels.
+        data: How images are read.
+
+    Raises:
+        DataError: Query or gallery is empty, or no query has a match.
+    """
+
+    def __init__(self, name: str, dataset: ReIDDataset[ImageRecord], size: tuple[int, int], data: DataConfig) -> None:
+        dataset.require_evaluation()
+        self.name = name
+        self.dataset = dataset
+        self._size = size
+        self._data = data
+        self._stores: tuple[ImageStore, ImageStore] | None = None
+
+    @property
+    def stores(self) -> tuple[ImageStore, ImageStore]:
+        """Query and gallery images."""
+        if self._stores is None:
+            query, gallery = (
+                ImageStore(
+                    records,
+                    self._size,
+                    cache=self._data.cache,
+                    workers=self._data.workers,
+                    memory_limit_mb=self._data.memory_limit_mb,
+                    verify=False,
+                )
+                for records in (self.dataset.query, self.dataset.gallery)
+            )
+            self._stores = (query, gallery)
+        return self._stores
+
+    def close(self) -> None:
+        """Ends the reading threads."""
+        for store in self._stores or ():
+            store.close()
+
+
+def evaluate_model(
+    model: nn.Module,
+    subject: EvaluationSet,
+    config: EvaluationConfig,
+    *,
+    step: int,
+    device: torch.device,
+    precision: str = "fp32",
+) -> Evaluation:
+    """Encodes query and gallery and scores them.
+
+    Args:
+        model: The network; its mode is kept.
+        subject: Query and gallery.
+        config: Protocol, metric, batch size, flip.
+        step: Training step of the weights, for the record.
+        device: Where to compute.
+        precision: Autocast type.
+
+    Raises:
+        DataError: Images cannot be read, or no query has a match among those that can.
+        TrainingError: Features are not finite.
+    """
+    check_evaluation(config)
+    query_store, gallery_store = subject.stores
+    sides = []
+    for title, store in (("query", query_store), ("gallery", gallery_store)):
+        features, kept = encode(
+            model,
+            store,
+            batch_size=config.batch_size,
+            device=device,
+            precision=precision,
+            flip=config.flip,
+            description=f"{subject.name}: {title}",
+        )
+        if not torch.isfinite(features).all():
+            raise TrainingError(f"{subject.name}: the network's features are not finite; the training has diverged")
+        sides.append((features, [store.records[index] for index in kept]))
+    (query, query_records), (gallery, gallery_records) = sides
+    pids, camids = (
+        [np.array([getattr(record, name) for record in records]) for records in (query_records, gallery_records)]
+        for name in ("pid", "camid")
+    )
+    try:
+        result = evaluate(query, gallery, *pids, *camids, protocol=config.protocol, metric=config.metric)
+    except ValueError as error:
+        raise DataError(f"{subject.dataset.root}: {error}") from error
+    lists = rank_lists(
+        query,
+        gallery,
+        *pids,
+        *camids,
+        k=TOP_K,
+        queries=select_queries(result.average_precision),
+        protocol=config.protocol,
+        metric=config.metric,
+    )
+    root = _base(subject)
+
+    unreadable = [item for store in subject.stores for item in store.skipped]
+    details = result.to_dict()
+    record = {
+        "name": subject.name,
+        "dataset": subject.dataset.name,
+        "root": str(root.resolve()),
+        "step": step,
+        "metrics": details["metrics"],
+        "cmc": details["cmc"],
+        "manifest": {
+            **details["manifest"],
+            "motarfuse": __version__,
+            "dataset": {
+                "kind": subject.dataset.kind,
+                "layout": subject.dataset.variant,
+                "unreadable": [str(item.path) for item in unreadable],
+            },
+            "features": {
+                "image_size": list(query_store.size),
+                "flip": config.flip,
+                "precision": precision,
+            },
+        },
+        "rank_lists": [
+            {
+                "query": _path(query_records[found.query], root),
+                "query_pid": query_records[found.query].pid,
+                "query_camid": query_records[found.query].camid,
+                "average_precision": float(result.average_precision[found.query]),
+                "entries": [
+                    {
+                        "path": _path(gallery_records[index], root),
+                        "pid": gallery_records[index].pid,
+                        "camid": gallery_records[index].camid,
+                        "score": float(score),
+                        "match": bool(match),
+                    }
+                    for index, score, match in zip(found.indices, found.scores, found.matches, strict=True)
+                ],
+            }
+            for found in lists
+        ],
+    }
+    return Evaluation(subject.name, details["metrics"], record)
+
+
+def _path(record: ImageRecord, root: Path) -> str:
+    """The image's path below the dataset's root where it is, else absolute; always with slashes."""
+    inside = record.path.is_relative_to(root)
+    return (record.path.relative_to(root) if inside else record.path.resolve()).as_posix()
+
+
+def check_evaluation(config: EvaluationConfig) -> None:
+    """Checks the names that the retrieval room owns.
+
+    Raises:
+        ConfigError: An unknown protocol or metric.
+    """
+    for key, value, known in (("protocol", config.protocol, PROTOCOLS), ("metric", config.metric, METRICS)):
+        if value not in known:
+            raise ConfigError(f"evaluation.{key} must be one of {', '.join(sorted(known))}, got {value!r}")
+
+
+def write_evaluation(evaluation: Evaluation, run_dir: Path) -> Path:
+    """Writes ``run_dir/evaluations/<name>.json`` atomically.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    path = make_folder(run_dir / "evaluations") / f"{evaluation.name}.json"
+    write_json(path, evaluation.record)
+    return path
+
+
+def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationConfig, step: int) -> Evaluation | None:
+    """The evaluation that a run holds, if it is of this step, dataset and protocol; None otherwise."""
+    path = run_dir / "evaluations" / f"{subject.name}.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        manifest = record["manifest"]
+        found = (
+            record["step"],
+            record["root"],
+            manifest["protocol"]["name"],
+            manifest["metric"],
+            manifest["features"]["flip"],
+        )
+        metrics = record["metrics"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent, or not ours: it is made anew
+    wanted = (step, str(_base(subject).resolve()), config.protocol, config.metric, config.flip)
+    return Evaluation(subject.name, metrics, record) if found == wanted else None
+
+
+def _base(subject: EvaluationSet) -> Path:
+    """The folder that a dataset's paths start from."""
+    root = subject.dataset.root
+    return root if root.is_dir() else root.parent
+
+
+def evaluate_checkpoint(
+    checkpoint: str | Path,
+    root: str | Path,
+    *,
+    kind: str = "auto",
+    name: str = "test",
+    protocol: str = "market1501",
+    metric: Literal["cosine", "euclidean"] = "cosine",
+    batch_size: int = 128,
+    flip: bool = False,
+    device: str = "auto",
+    precision: str = "fp32",
+    workers: int = 2,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """Evaluates a checkpoint on a dataset.
+
+    Args:
+        checkpoint: A run's folder, or a checkpoint's.
+        root, kind: The dataset.
+        name: Name of the evaluation, and of the file it is written to.
+        protocol, metric: What is counted and how features are compared.
+        batch_size, flip, device, precision, workers: How images are encoded.
+        out: Run folder in which ``evaluations/<name>.json`` is written; None writes nothing.
+
+    Raises:
+        CheckpointError, DataError, ConfigError, OutputError: What cannot be read, scored or written, and why.
+    """
+    config = EvaluationConfig(protocol=protocol, metric=metric, batch_size=batch_size, flip=flip)
+    check_evaluation(config)
+    target = choose_device(device)
+    folder = find_checkpoint(checkpoint)
+    model, metadata = load_model(folder, device=target)
+    data = DataConfig(workers=workers, cache="disk")
+    subject = EvaluationSet(name, load_dataset(root, kind), model.image_size, data)  # type: ignore[arg-type]
+    try:
+        evaluation = evaluate_model(model, subject, config, step=metadata["step"], device=target, precision=precision)
+    finally:
+        subject.close()
+    if out is not None:
+        write_evaluation(evaluation, Path(out))
+    return evaluation

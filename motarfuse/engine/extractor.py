@@ -1,0 +1,250 @@
+"""Features of many images: a model over an image store, and ``extract``, which writes them to a folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from motarfuse import __version__, console
+from motarfuse.data import KINDS, EvalTransform, ImageRecord, ImageStore, Skipped, load_dataset
+from motarfuse.data.files import scan_images
+from motarfuse.engine.checkpoint import MODEL, file_sha256, find_checkpoint, load_model
+from motarfuse.engine.device import autocast, choose_device
+from motarfuse.engine.outputs import atomic_folder, tensor_bytes, write_json, write_synced
+from motarfuse.errors import CheckpointError, DataError
+
+FEATURES = "features.safetensors"
+TABLE = "table.csv"
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class ExtractResult:
+    """What ``extract`` wrote.
+
+    Attributes:
+        out: The folder.
+        count: Images with features.
+        skipped: Files that could not be read, with the reasons.
+        seconds: Wall time of reading and encoding.
+    """
+
+    out: Path
+    count: int
+    skipped: list[Skipped]
+    seconds: float
+
+
+@torch.no_grad()
+def encode(
+    model: nn.Module,
+    images: ImageStore | Sequence[str | Path],
+    *,
+    batch_size: int = 128,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    flip: bool = False,
+    workers: int = 2,
+    description: str = "encoding",
+) -> tuple[Tensor, list[int]]:
+    """Features of images in their order.
+
+    Args:
+        model: A network, in whatever mode; it is evaluated in evaluation mode and given back as it was.
+        images: A store of the network's image size, or paths.
+        batch_size: Images a forward pass; the features do not depend on it beyond rounding.
+        device: Where to compute; the model is moved there.
+        precision: "fp32", "bf16" or "fp16" (autocast).
+        flip: Whether to average the features of each image and of its mirror image.
+        workers: Decoding threads, for paths.
+        description: Text of the progress bar.
+
+    Returns:
+        float32 (n, D) on the CPU, and the n indices into ``images.records`` (or into the paths) that could be read.
+
+    Raises:
+        DataError: No image can be read.
+    """
+    device = torch.device(device)
+    if not isinstance(images, ImageStore):
+        records = [ImageRecord(Path(path), -1, -1) for path in images]
+        with ImageStore(records, model.image_size, cache="disk", workers=workers, verify=False) as store:  # type: ignore[arg-type]
+            return encode(
+                model,
+                store,
+                batch_size=batch_size,
+                device=device,
+                precision=precision,
+                flip=flip,
+                description=description,
+            )
+    transform = EvalTransform()
+    camids = torch.tensor(images.camids)
+    rows: list[Tensor] = []
+    kept: list[int] = []
+    was_training = model.training
+    model.to(device).eval()
+    try:
+        with console.progress(description, len(images)) as bar:
+            for indices, pixels in images.stream(batch_size):
+                batch = transform(pixels.to(device, non_blocking=True))
+                cameras = camids[indices].to(device)
+                with autocast(device, precision):
+                    feature = model(batch, cameras).feature.float()
+                    if flip:
+                        feature = (feature + model(batch.flip(-1), cameras).feature.float()) / 2
+                rows.append(feature.cpu())
+                kept.extend(indices)
+                bar.advance(bar.task_ids[0], len(indices))
+    finally:
+        model.train(was_training)
+    if not rows:
+        raise DataError(f"none of the {len(images)} images can be read")
+    return torch.cat(rows), kept
+
+
+def source_records(source: str | Path, kind: str = "auto", split: str | None = None) -> list[ImageRecord]:
+    """The images that a folder, a table or a dataset holds, in a fixed order.
+
+    Args:
+        source: Folder or CSV table.
+        kind: "images": every image below the folder, without labels; a dataset's kind; "auto": a dataset with splits
+            where one is recognised, else images.
+        split: "train", "query" or "gallery" of a dataset; None takes all three.
+
+    Raises:
+        DataError: Nothing is there, nothing is recognised, or plain images have no such split.
+    """
+    root = Path(source).expanduser()
+    if not root.exists():
+        raise DataError(f"{root}: no such file or folder")
+    if kind == "auto":
+        # Any folder of folders looks like one folder per identity: only who asks for `folder` means that.
+        kind = next((name for name in ("market1501", "csv") if KINDS[name].detect(root)), "images")
+    if kind != "images":
+        dataset = load_dataset(root, kind)
+        if split is not None:
+            records = dataset.subset(split)
+            if not records:
+                raise DataError(f"{root}: the split {split} is empty")
+            return list(records)
+        return [*dataset.train, *dataset.query, *dataset.gallery]
+    if split is not None:
+        raise DataError(f"{root} is a folder of plain images, which has no split {split!r}; leave --split out")
+    return [ImageRecord(path, -1, -1) for path in scan_images(root)]
+
+
+def extract(
+    checkpoint: str | Path,
+    source: str | Path,
+    out: str | Path,
+    *,
+    kind: str = "auto",
+    split: str | None = None,
+    batch_size: int = 128,
+    device: str = "auto",
+    precision: str = "fp32",
+    flip: bool = False,
+    workers: int = 2,
+    shard: tuple[int, int] = (0, 1),
+) -> ExtractResult:
+    """Writes the features of all images of a source: ``features.safetensors``, ``table.csv`` and ``manifest.json``.
+
+    Row i of ``feature`` (n, D) float32, not normalised, belongs to line i of the table. Files that cannot be read
+    are left out, counted and named in the manifest. The folder appears when it is complete.
+
+    Args:
+        checkpoint: A run's folder, or a checkpoint's.
+        source: Folder of crops (with subfolders), CSV table, or dataset.
+        out: Folder to write; an earlier extraction of that name is replaced.
+        kind, split: As :func:`source_records`.
+        batch_size, device, precision, flip, workers: As :func:`encode`.
+        shard: (i, n): the i-th of n contiguous parts of the images, counted from 0.
+
+    Raises:
+        CheckpointError, DataError, OutputError: What cannot be read or written, and why.
+    """
+    target = choose_device(device)
+    folder = find_checkpoint(checkpoint)
+    model, metadata = load_model(folder, device=target)
+    root = Path(source).expanduser()
+    out = Path(out)
+    _check_replaceable(out)
+    records = source_records(root, kind, split)
+    part, parts = shard
+    if not 0 <= part < parts:
+        raise DataError(f"shard must be i/n with 0 <= i < n, got {part}/{parts}")
+    records = records[len(records) * part // parts : len(records) * (part + 1) // parts]
+    if not records:
+        raise DataError(f"shard {part}/{parts} of {root} holds no images")
+    start = time.perf_counter()
+    # Every image is read once: nothing to keep in memory, nothing to check beforehand.
+    with ImageStore(records, model.image_size, cache="disk", workers=workers, verify=False) as store:  # type: ignore[arg-type]
+        features, kept = encode(
+            model,
+            store,
+            batch_size=batch_size,
+            device=target,
+            precision=precision,
+            flip=flip,
+            description="extracting",
+        )
+        skipped = list(store.skipped)
+    seconds = time.perf_counter() - start
+    if not torch.isfinite(features).all():
+        raise CheckpointError(f"{folder} gives features that are not finite; its weights are damaged or diverged")
+    base = root if root.is_dir() else root.parent
+    rows = [(_relative(records[index].path, base), records[index].pid, records[index].camid) for index in kept]
+    manifest: dict[str, Any] = {
+        "motarfuse": __version__,
+        "checkpoint": {
+            "path": str(folder.resolve()),
+            "sha256": file_sha256(folder / MODEL),
+            "step": metadata["step"],
+        },
+        "model": metadata["model"],
+        "image_size": list(model.image_size),  # type: ignore[arg-type]
+        "source": str(base.resolve()),
+        "split": split,
+        "shard": {"index": part, "count": parts},
+        "flip": flip,
+        "precision": precision,
+        "num_images": len(kept),
+        "num_skipped": len(skipped),
+        "skipped": [{"path": _relative(item.path, base), "reason": item.reason} for item in skipped],
+    }
+    with atomic_folder(out) as partial:
+        write_synced(partial / FEATURES, tensor_bytes({"feature": features}))
+        write_synced(partial / TABLE, _table(rows))
+        write_json(partial / MANIFEST, manifest)
+    return ExtractResult(out, len(kept), skipped, seconds)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuses to replace a folder that is no extraction: it may hold somebody's images."""
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise DataError(f"{out} holds other files and no extraction; choose another folder for the features")
+
+
+def _relative(path: Path, base: Path) -> str:
+    """The path below ``base`` where it is, else absolute; always with slashes."""
+    try:
+        return path.relative_to(base).as_posix()
+    except ValueError:
+        return path.resolve().as_posix()
+
+
+def _table(rows: Sequence[tuple[str, int, int]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "pid", "camid"])
+    writer.writerows(rows)
+    return text.getvalue().encode()

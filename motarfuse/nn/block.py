@@ -1,0 +1,131 @@
+"""The pre-LN transformer block of a vision transformer, with the parameter names that timm's ViT uses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the whole branch of a sample with probability p while training.
+
+    out_b = branch_b * keep_b / (1 - p), keep_b ~ Bernoulli(1 - p); the identity in evaluation mode or for p = 0.
+
+    Args:
+        probability: p in [0, 1).
+
+    Source: Huang et al. 2016, "Deep Networks with Stochastic Depth".
+    """
+
+    def __init__(self, probability: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= probability < 1:
+            raise ValueError(f"probability must lie in [0, 1), got {probability}")
+        self.probability = probability
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Args: branch (B, ...), the first dimension being samples. Returns the same shape."""
+        if self.probability == 0 or not self.training:
+            return branch
+        keep = 1 - self.probability
+        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
+        # Drawn in fp32 whatever the branch's type: the same samples survive with and without autocast.
+        mask = torch.rand(shape, device=branch.device) < keep
+        return branch * (mask.to(branch.dtype) / keep)
+
+    def extra_repr(self) -> str:
+        return f"probability={self.probability:g}"
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: out = proj(softmax(q k^T / sqrt(d)) v), (q, k, v) = qkv(x), d = dim / heads.
+
+    Args:
+        dim: Width D of the tokens.
+        heads: Number of heads; divides dim.
+        qkv_bias: Whether the packed projection has a bias.
+
+    Source: Vaswani et al. 2017; Dosovitskiy et al. 2021.
+    """
+
+    def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads:
+            raise ValueError(f"heads must divide dim, got dim {dim} and heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Args: tokens (B, N, D). Returns (B, N, D)."""
+        batch, length, dim = tokens.shape
+        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, dim // self.heads)
+        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, N, d) each, views of one buffer
+        out = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(out.transpose(1, 2).reshape(batch, length, dim))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU (erf) between them: out = fc2(GELU(fc1(x))).
+
+    Args:
+        dim: Width of input and output.
+        hidden_dim: Width between the layers.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Args: tokens (..., D). Returns (..., D)."""
+        return self.fc2(F.gelu(self.fc1(tokens)))
+
+
+class Block(nn.Module):
+    """A pre-LN transformer block.
+
+    y = x + drop(attn(norm1(x))),  out = y + drop(mlp(norm2(y)))
+
+    Parameters are named ``norm1``, ``attn.qkv``, ``attn.proj``, ``norm2``, ``mlp.fc1`` and ``mlp.fc2`` as in timm's
+    ViT, so that its weights load as they are.
+
+    Args:
+        dim: Width D of the tokens.
+        heads: Number of attention heads; divides dim.
+        mlp_ratio: Hidden width of the MLP over D.
+        qkv_bias: Whether the packed projection has a bias.
+        drop_path: Probability of dropping a branch of a sample while training (stochastic depth), in [0, 1).
+        eps: Epsilon of the layer norms; 1e-6 is what public ViT weights were trained with.
+
+    Shapes: tokens (B, N, D) -> (B, N, D). About 24 N D^2 + 4 N^2 D FLOPs a sample forward at mlp_ratio 4.
+
+    Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words".
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads, qkv_bias=qkv_bias)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Args: tokens (B, N, D). Returns (B, N, D)."""
+        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens)))

@@ -1,0 +1,164 @@
+"""Kernels as ``torch.library`` operators: schema, fake, implementations, and the backends made of them.
+
+Schemas live here in Python, so that the operators exist without ``_C``; that library only registers implementations for
+the dispatch keys CPU and CUDA. Kernels written in Python (Triton launchers) get operators of their own with the same
+schemas. The ``autograd.Function`` stays outside, in the operator's file: no registered autograd, one boundary a call.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+from motarfuse import _native
+from motarfuse.ops.backends import Backend, Request
+from motarfuse.ops.validation import FLOAT_DTYPES, dtype_name
+
+NAMESPACE = "motarfuse"
+_CPU_OR_CUDA = ("CPU", "CUDA")
+
+
+class Schema(NamedTuple):
+    """One direction of an operator.
+
+    Attributes:
+        signature: Arguments and results in torch's schema language, without the name.
+        fake: Allocates results of the right shape, dtype and strides, with the same arguments.
+    """
+
+    signature: str
+    fake: Callable[..., Any]
+
+
+class Kernels(NamedTuple):
+    """The registered forward and backward of one implementation."""
+
+    forward: Any
+    backward: Any
+
+
+class KernelFamily:
+    """All compiled implementations of one operator: same schemas, same ``autograd.Function``.
+
+    Args:
+        operator: The operator's name; native kernels become ``torch.ops.motarfuse.<operator>_forward`` and ``_backward``.
+        forward, backward: Their schemas.
+        run: ``run(kernels, *arguments)`` calls the kernels with the operator's validated arguments, differentiably.
+    """
+
+    def __init__(self, operator: str, *, forward: Schema, backward: Schema, run: Callable[..., Any]) -> None:
+        self.operator = operator
+        self._schemas = {"forward": forward, "backward": backward}
+        self._run = run
+        self._native = self._define("")
+
+    def native(self, device_type: str, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> Backend:
+        """The backend of ``_C`` for ``"cpu"`` or ``"cuda"`` tensors whose dtype is one of ``dtypes``."""
+        unavailable = self._native_unavailable(device_type)
+
+        def not_supported_reasons(request: Request) -> list[str]:
+            reasons = list(unavailable)
+            if request.device.type != device_type:
+                reasons.append(f"it takes {device_type} tensors, got {request.device.type}")
+            reasons += _dtype_reasons(request, dtypes)
+            return reasons + _transform_reasons()
+
+        return Backend(device_type, partial(self._run, self._native), not_supported_reasons)
+
+    def python(self, name: str, module: str | ModuleType | SimpleNamespace, requires: Sequence[str] = ()) -> Backend:
+        """A backend whose kernels are Python functions, e.g. Triton launchers.
+
+        Args:
+            name: The backend's name; its operators are ``torch.ops.motarfuse.<operator>_forward_<name>`` and so on.
+            module: Has ``forward`` and ``backward`` with this family's schemas, and ``not_supported_reasons(request)``.
+                A dotted name is imported at the first call that asks this backend.
+            requires: Packages it needs; without them the backend is there and says what is missing.
+        """
+        missing = [package for package in requires if importlib.util.find_spec(package) is None]
+        kernels = self._define(f"_{name}")
+
+        def load() -> Any:
+            return importlib.import_module(module) if isinstance(module, str) else module
+
+        for direction in self._schemas:
+            torch.library.impl(
+                f"{NAMESPACE}::{self.operator}_{direction}_{name}", _CPU_OR_CUDA, partial(_call, load, direction)
+            )
+
+        def not_supported_reasons(request: Request) -> list[str]:
+            if missing:
+                return [f"it needs {', '.join(missing)}: pip install {' '.join(missing)}"]
+            return list(load().not_supported_reasons(request)) + _transform_reasons()
+
+        return Backend(name, partial(self._run, kernels), not_supported_reasons)
+
+    def _define(self, suffix: str) -> Kernels:
+        overloads = {}
+        for direction, schema in self._schemas.items():
+            name = f"{self.operator}_{direction}{suffix}"
+            torch.library.define(f"{NAMESPACE}::{name}", schema.signature, tags=(torch.Tag.pt2_compliant_tag,))
+            torch.library.register_fake(f"{NAMESPACE}::{name}", schema.fake)
+            overloads[direction] = getattr(getattr(torch.ops, NAMESPACE), name).default
+        return Kernels(**overloads)
+
+    def _native_unavailable(self, device_type: str) -> list[str]:
+        # Asked once, at import: neither dlopen nor the dispatcher's tables can be traced by torch.compile.
+        if not _native.load_operators():
+            return [_native.status().operators_error]
+        key = device_type.upper()
+        for direction in self._schemas:
+            qualified = f"{NAMESPACE}::{self.operator}_{direction}"
+            if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
+                return [f"motarfuse._C was built without {key} code; run `motarfuse build` where the toolkit is installed"]
+        return []
+
+
+def _call(load: Callable[[], Any], direction: str, *arguments: Any) -> Any:
+    return getattr(load(), direction)(*arguments)
+
+
+def _dtype_reasons(request: Request, dtypes: Sequence[torch.dtype]) -> list[str]:
+    return [
+        f"it has no kernel for {name} of dtype {dtype_name(tensor.dtype)} (it has {', '.join(map(dtype_name, dtypes))})"
+        for name, tensor in request.tensors.items()
+        if tensor is not None and tensor.dtype not in dtypes
+    ]
+
+
+def _transform_reasons() -> list[str]:
+    # An autograd.Function that torch.func can transform costs 100 us a call (it binds a Python signature each time).
+    if torch._C._are_functorch_transforms_active():
+        return ["torch.func transforms (grad, vmap, jvp, ...) see through the reference only"]
+    return []
+
+
+def differentiable_once(operator: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a backward kernel so that differentiating its results raises instead of giving wrong or no gradients.
+
+    Args:
+        operator: Named in the error.
+        function: Takes ``arguments``, tensors or not, and returns a tuple of tensors.
+    """
+    if torch.is_grad_enabled():  # only with create_graph=True
+        return _DifferentiableOnce.apply(operator, function, *arguments)
+    return function(*arguments)
+
+
+class _DifferentiableOnce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, operator: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        ctx.operator = operator
+        return function(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            f"{ctx.operator}: compiled kernels are differentiable once; "
+            f"use impl='reference' for second derivatives (create_graph=True, gradgradcheck)"
+        )

@@ -1,0 +1,100 @@
+"""Checks of an operator's arguments: each error names the argument, what was got and what is supported.
+
+Plain Python on shapes and dtypes, so that ``torch.compile`` and ``torch.export`` turn it into guards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+HALF_DTYPES = (torch.float16, torch.bfloat16)
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> None:
+    """Raises TypeError unless ``value`` is a dense tensor of one of ``dtypes``."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {value.layout}; call {name}.to_dense() first")
+    if value.dtype not in dtypes:
+        supported = ", ".join(dtype_name(dtype) for dtype in dtypes)
+        raise TypeError(f"{name} has dtype {dtype_name(value.dtype)}; supported: {supported}")
+
+
+def check_rank(name: str, tensor: torch.Tensor, layout: str) -> None:
+    """Raises ValueError unless ``tensor`` has as many dimensions as ``layout`` names, e.g. ``"(B, K, N)"``."""
+    rank = layout.count(",") + 1
+    if tensor.dim() != rank:
+        raise ValueError(f"{name} must be {layout}, {rank} dimensions; got {tensor.dim()}, shape {tuple(tensor.shape)}")
+
+
+def check_shape(name: str, tensor: torch.Tensor, layout: str, shape: Sequence[int], given_by: str) -> None:
+    """Raises ValueError unless ``tensor`` has exactly ``shape``, which the argument ``given_by`` implies."""
+    check_rank(name, tensor, layout)
+    for got, wanted in zip(tensor.shape, shape, strict=True):
+        if got != wanted:
+            raise ValueError(
+                f"{name} must be {layout} = {tuple(shape)} to fit {given_by}; got shape {tuple(tensor.shape)}"
+            )
+
+
+def check_same_device(tensors: Mapping[str, torch.Tensor | None]) -> None:
+    """Raises ValueError unless all given tensors lie on the first one's device."""
+    first_name, first = "", None
+    for name, tensor in tensors.items():
+        if tensor is None:
+            continue
+        if first is None:
+            first_name, first = name, tensor
+        elif tensor.device != first.device:
+            raise ValueError(
+                f"{name} is on {tensor.device} but {first_name} is on {first.device}; move them to one device"
+            )
+
+
+def check_grid(grid: Any, cells: int, given_by: str) -> tuple[int, int]:
+    """The grid as (h, w); raises unless it is two positive integers whose product is ``cells``.
+
+    Raises:
+        TypeError: Not a pair of integers.
+        ValueError: Not positive, or h*w is not the number of cells that ``given_by`` has.
+    """
+    pair = tuple(grid) if isinstance(grid, (tuple, list)) else ()
+    if len(pair) != 2 or not all(_is_integer(size) for size in pair):
+        raise TypeError(f"grid must be a pair of integers (h, w), got {grid!r}")
+    height, width = pair
+    if height < 1 or width < 1:
+        raise ValueError(f"grid must be positive, got ({height}, {width})")
+    if height * width != cells:
+        raise ValueError(
+            f"grid ({height}, {width}) has {height * width} cells, but {given_by} has {cells}; N must be h*w"
+        )
+    return height, width
+
+
+def check_positive(name: str, value: Any) -> float:
+    """The number as given; raises unless it is a finite number above zero.
+
+    Raises:
+        TypeError: Not a Python number (a tensor would have to be read back from its device).
+        ValueError: Zero, negative, infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} must be a Python number, got {type(value).__name__}")
+    # A comparison with NaN is false, and so it is refused here too.
+    if not 0.0 < value < float("inf"):
+        raise ValueError(f"{name} must be finite and greater than 0, got {value}")
+    return value
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
