@@ -3,9 +3,9 @@
 Run: python -m benchmarks.bench_retrieval [--labels FOLDER] [--csv FILE] [--threads 2] [--width 768]
 
 Labels come from Market-1501's own .mat files (queryID, queryCam, testID, testCam) where a folder of them is given, else
-from a random draw of the same counts. Features are random. The per-query evaluator (one argsort of the whole gallery for
-each query, as evaluators in plain Python do) runs on a sample of queries and is scaled up; its average precisions are
-compared with ``evaluate``'s before a time is believed.
+from a random draw of the same counts. Features are random. The per-query evaluator (one argsort of the whole gallery
+for each query, as evaluators in plain Python do) runs on a sample of queries and is scaled up; its average precisions
+are compared with ``evaluate``'s before a time is believed.
 """
 
 from __future__ import annotations
@@ -136,31 +136,36 @@ def main() -> int:
     shape = f"{len(query)}x{len(kept)}x{args.width}"
     print(f"{shape}, {result.num_valid} valid queries, {args.threads} threads of {processor()}")
     print(f"evaluate: {extra_mb:.0f} MB above the features; equal to the per-query evaluator on {SAMPLE} queries")
-    rows = []
+    rows: list[dict[str, str]] = []
     for name, values in seconds.items():
         low, middle, high = np.percentile(values, [20, 50, 80])
         peer = next((value for start, value in peers.items() if name.startswith(start)), None)
         against = "" if peer is None else f"{peer / middle:.2f}"
         print(f"{name:26} {middle:8.3f} s  [{low:.3f}, {high:.3f}]  {middle / product:6.2f} x the product  {against}")
-        rows.append(
-            ["retrieval", name, "fwd", shape, "float32", f"{middle:.4f}", f"{low:.4f}", f"{high:.4f}", "s"]
-            + [
-                f"{product / middle:.3f}",
-                against,
-                f"{processor()}, {args.threads} threads",
-                "",
-                torch.__version__,
-                "",
-                "",
-            ]
-            + [commit(), datetime.date.today().isoformat()]
-        )
+        row = {
+            "operator": "retrieval",
+            "implementation": name,
+            "mode": "fwd",
+            "shape": shape,
+            "dtype": "float32",
+            "median": f"{middle:.4f}",
+            "p20": f"{low:.4f}",
+            "p80": f"{high:.4f}",
+            "unit": "s",
+            "fraction_of_ceiling": f"{product / middle:.3f}",
+            "ratio_to_best_peer": against,
+            "device": f"{processor()}, {args.threads} threads",
+            "torch": torch.__version__,
+            "commit": commit(),
+            "date": datetime.date.today().isoformat(),
+        }
+        rows.append(row)
     if args.csv is not None:
         new = not args.csv.is_file()
         with args.csv.open("a", newline="") as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
             if new:
-                writer.writerow(COLUMNS)
+                writer.writeheader()
             writer.writerows(rows)
     return 0
 

@@ -3,7 +3,8 @@
 // With e_i = exp((l_i - max l) / temperature), Z = sum e and P_i = e_i / Z over the N cells of a row:
 //   keypoint = sum P u, affine = sum P a, confidence = sum P^2,
 //   dl_i = P_i / temperature (g_i - sum_j P_j g_j), da_i = P_i dA, g_i = <dp, u_i> + <dA, a_i> + 2 dc P_i.
-// The sum over j is <dp, p> + <dA, A> + 2 dc c: the backward needs no reduction. docs/kernels/part_moments.md derives it.
+// The sum over j is <dp, p> + <dA, A> + 2 dc c, which the forward knows: the backward needs no reduction.
+// docs/kernels/part_moments.md derives it.
 //
 // V is a scalar on the GPU and a vector of cells on the CPU, C always the scalar computed in.
 #pragma once
@@ -27,10 +28,10 @@ struct RowStatistics {
   C inverse_sum;  // 1 / Z; 0 where every cell is hidden, so that P is 0 there
 };
 
-// Centre of cell `index` of `count` cells that fill [-1, 1].
+// Centre of cell `index` of 1 / inverse_count cells that fill [-1, 1].
 template <class C>
-MOTARFUSE_HOST_DEVICE C cell_center(int64_t index, int64_t count) {
-  return static_cast<C>(2 * index + 1) / static_cast<C>(count) - C(1);
+MOTARFUSE_HOST_DEVICE C cell_center(int index, C inverse_count) {
+  return static_cast<C>(2 * index + 1) * inverse_count - C(1);
 }
 
 // The finite stand-in for a maximum: -inf minus -inf would be NaN.
@@ -95,40 +96,28 @@ MOTARFUSE_HOST_DEVICE RowStatistics<C> finish_row(const Moments<C>& moments, C m
   return row;
 }
 
-// The incoming gradient of a row, ready to be applied to its cells.
+// The incoming gradient of a row beside the row's own moments.
 template <class C>
 struct RowGradient {
-  C x, y, affine[4], twice_confidence, mean, inverse_temperature;
+  RowStatistics<C> row;
+  C x, y, affine[4], twice_confidence, inverse_temperature;
 
-  // The derivative with respect to a cell's logit.
+  // The derivative with respect to a cell's logit: g_i - sum_j P_j g_j as products with deviations from the moments, which
+  // are small where one cell has nearly all the weight; the difference of the two sums would cancel there.
   template <class V>
   MOTARFUSE_HOST_DEVICE V logit(V p, V cell_x, V cell_y) const {
-    return p * inverse_temperature * (x * cell_x + y * cell_y + twice_confidence * p - mean);
+    return p * inverse_temperature *
+           (x * (cell_x - row.x) + y * (cell_y - row.y) + twice_confidence * (p - row.confidence));
   }
 
+  // Without affines, sum P is constant and there is no such term.
   template <class V>
   MOTARFUSE_HOST_DEVICE V logit(V p, V cell_x, V cell_y, const V cell_affine[4]) const {
-    const V by_affine = (affine[0] * cell_affine[0] + affine[1] * cell_affine[1]) +
-                        (affine[2] * cell_affine[2] + affine[3] * cell_affine[3]);
-    return p * inverse_temperature * (x * cell_x + y * cell_y + by_affine + (twice_confidence * p - mean));
+    const V by_affine = (affine[0] * (cell_affine[0] - row.affine[0]) + affine[1] * (cell_affine[1] - row.affine[1])) +
+                        (affine[2] * (cell_affine[2] - row.affine[2]) + affine[3] * (cell_affine[3] - row.affine[3]));
+    return p * inverse_temperature *
+           (x * (cell_x - row.x) + y * (cell_y - row.y) + by_affine + twice_confidence * (p - row.confidence));
   }
 };
-
-// Without affines, sum P is constant and its gradient cancels exactly: it is left out instead of cancelled by rounding.
-template <class C>
-MOTARFUSE_HOST_DEVICE RowGradient<C> row_gradient(const RowStatistics<C>& row, const C keypoint[2], const C affine[4],
-                                                  C confidence, C inverse_temperature, bool has_affine) {
-  RowGradient<C> gradient;
-  gradient.x = keypoint[0];
-  gradient.y = keypoint[1];
-  gradient.twice_confidence = C(2) * confidence;
-  gradient.mean = gradient.x * row.x + gradient.y * row.y + gradient.twice_confidence * row.confidence;
-  for (int c = 0; c < 4; ++c) {
-    gradient.affine[c] = affine[c];
-    if (has_affine) gradient.mean += affine[c] * row.affine[c];
-  }
-  gradient.inverse_temperature = inverse_temperature;
-  return gradient;
-}
 
 }  // namespace motarfuse

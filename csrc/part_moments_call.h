@@ -28,7 +28,7 @@ struct AffineView {
   int64_t batch = 0, part = 0, cell = 0, row = 0, column = 0;
 
   // A cell's four numbers lie one after the other.
-  bool packed() const { return row == 2 && column == 1; }
+  MOTARFUSE_HOST_DEVICE bool packed() const { return row == 2 && column == 1; }
 };
 
 // Results of the forward, or their gradients in the backward: contiguous, one dtype.
@@ -49,8 +49,8 @@ struct MomentsCall {
   int64_t batch = 0, parts = 0, height = 0, width = 0;
   double temperature = 1.0;
 
-  int64_t num_rows() const { return batch * parts; }
-  int64_t num_cells() const { return height * width; }
+  MOTARFUSE_HOST_DEVICE int64_t num_rows() const { return batch * parts; }
+  MOTARFUSE_HOST_DEVICE int64_t num_cells() const { return height * width; }
 };
 
 static_assert(sizeof(RowStatistics<double>) == kMomentStatistics * sizeof(double), "statistics are an array of rows");
@@ -66,14 +66,16 @@ MOTARFUSE_HOST_DEVICE void write_row(const MomentsCall& call, int64_t index, con
 }
 
 template <class C>
-MOTARFUSE_HOST_DEVICE RowGradient<C> read_row_gradient(const MomentsCall& call, int64_t index,
-                                                       const RowStatistics<C>& row) {
+MOTARFUSE_HOST_DEVICE RowGradient<C> read_row_gradient(const MomentsCall& call, int64_t index) {
   const RowsView& in = call.rows;
-  const C keypoint[2] = {read_as<C>(in.keypoints, in.type, 2 * index), read_as<C>(in.keypoints, in.type, 2 * index + 1)};
-  C affine[4];
-  for (int c = 0; c < 4; ++c) affine[c] = read_as<C>(in.affines, in.type, 4 * index + c);
-  return row_gradient(row, keypoint, affine, read_as<C>(in.confidence, in.type, index),
-                      static_cast<C>(1.0 / call.temperature), call.affine.data != nullptr);
+  RowGradient<C> gradient;
+  gradient.row = static_cast<const RowStatistics<C>*>(call.statistics)[index];
+  gradient.x = read_as<C>(in.keypoints, in.type, 2 * index);
+  gradient.y = read_as<C>(in.keypoints, in.type, 2 * index + 1);
+  for (int c = 0; c < 4; ++c) gradient.affine[c] = read_as<C>(in.affines, in.type, 4 * index + c);
+  gradient.twice_confidence = C(2) * read_as<C>(in.confidence, in.type, index);
+  gradient.inverse_temperature = static_cast<C>(1.0 / call.temperature);
+  return gradient;
 }
 
 inline LogitsView logits_view(const Tensor& tensor) {

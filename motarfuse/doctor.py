@@ -227,6 +227,8 @@ def native_findings() -> list[Finding]:
     status = _native.status()
     source = _build.source_folder()
     digests = {"_C": _build.operator_digest(source), "_host": _build.host_digest(source)}
+    torch, _ = import_torch()
+    gpu = torch is not None and torch.cuda.is_available()
     findings = []
     for name, loaded, error, info in (
         ("_C", status.operators_loaded, status.operators_error, status.operators_info),
@@ -238,6 +240,9 @@ def native_findings() -> list[Finding]:
         elif info.get("sources") != digests[name]:
             detail = "loaded, but built from other sources than those in csrc"
             findings.append(Finding(name, False, detail, _native.REBUILD))
+        elif gpu and "cuda" in info and info["cuda"] is None:
+            detail = "loaded, but built without CUDA, and a GPU is here"
+            findings.append(Finding(name, False, detail, "install a CUDA toolkit, then run `motarfuse build --cuda 1`"))
         else:
             findings.append(Finding(name, True, "loaded; " + _built_with(info)))
     return findings

@@ -14,13 +14,12 @@ from torch import Tensor
 from motarfuse.errors import CheckpointError
 from motarfuse.models import VitReID, VitReIDConfig, build_model, config_class, load_pretrained, model_names
 
-SMALL = {"size": "nano", "image_size": (32, 16)}
+SMALL: dict[str, Any] = {"size": "nano", "image_size": (32, 16)}
 
 
-def small(**fields: Any) -> VitReID:
+def small(**fields: Any) -> Any:
     torch.manual_seed(0)
-    model = build_model("vit_reid", **{**SMALL, **fields})
-    assert isinstance(model, VitReID)
+    model: Any = build_model("vit_reid", **{**SMALL, **fields})
     with torch.no_grad():  # statistics of some training, so that the BNNeck is not the identity
         model.neck.running_mean.normal_()
         model.neck.running_var.uniform_(0.5, 2)
@@ -65,7 +64,7 @@ def timm_state(dim: int = 96, depth: int = 4, grid: tuple[int, int] = (14, 14), 
 )
 def test_sizes_have_the_widths_and_grids_of_the_design(size: str, tokens: int, parameters_m: float) -> None:
     with torch.device("meta"):
-        model = build_model("vit_reid", size=size)
+        model: Any = build_model("vit_reid", size=size)
     assert math.prod(model.backbone.grid) == tokens
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(parameters_m, rel=0.01)
 
@@ -109,6 +108,12 @@ def test_feature_is_the_bnneck_of_the_embedding() -> None:
     output = model(torch.randn(3, 3, 32, 16))
     assert torch.equal(output.feature, model.neck(output.embedding))
     assert not torch.allclose(output.feature, output.embedding)
+
+
+def test_the_embedding_is_the_backbones_class_token() -> None:
+    model = small()
+    images = torch.randn(2, 3, 32, 16)
+    torch.testing.assert_close(model(images).embedding, model.backbone(images)[:, 0], rtol=1e-4, atol=1e-5)
 
 
 def test_an_unknown_camera_is_the_zero_vector() -> None:

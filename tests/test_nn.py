@@ -12,6 +12,12 @@ from torch import Tensor
 from motarfuse.nn import Block, BNNeck, DropPath, IdLoss, TripletLoss
 
 
+def gradient(tensor: Tensor) -> Tensor:
+    """The gradient that a backward pass has left."""
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def brute_force_triplet(features: Tensor, labels: Tensor, margin: float | None, metric: str) -> tuple[float, int]:
     """The definition, anchor by anchor."""
     terms, skipped = [], 0
@@ -54,7 +60,7 @@ def test_triplet_loss_without_any_pair_is_zero_with_zero_gradients(labels: list[
     value.backward()
     assert value.item() == 0
     assert loss.skipped.item() == len(labels)
-    assert torch.equal(features.grad, torch.zeros_like(features))
+    assert torch.equal(gradient(features), torch.zeros_like(features))
 
 
 def test_triplet_loss_of_an_empty_batch_is_zero() -> None:
@@ -70,9 +76,9 @@ def test_triplet_gradient_is_finite_and_zero_for_identical_features(metric: str)
     value = TripletLoss(metric=metric)(features, torch.tensor([0, 0, 1, 1]))
     value.backward()
     assert value.item() == pytest.approx(math.log(2))
-    assert torch.isfinite(features.grad).all()
+    assert torch.isfinite(gradient(features)).all()
     if metric == "euclidean":
-        assert torch.equal(features.grad, torch.zeros_like(features))
+        assert torch.equal(gradient(features), torch.zeros_like(features))
 
 
 def test_triplet_ties_take_the_lowest_index() -> None:
@@ -81,8 +87,8 @@ def test_triplet_ties_take_the_lowest_index() -> None:
     TripletLoss(margin=10.0)(features, torch.tensor([0, 1, 2, 0])).backward()
     alone = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]], requires_grad=True)
     TripletLoss(margin=10.0)(alone, torch.tensor([0, 1, 0])).backward()
-    assert torch.equal(features.grad[2], torch.zeros(2))
-    torch.testing.assert_close(features.grad[1], alone.grad[1])
+    assert torch.equal(gradient(features)[2], torch.zeros(2))
+    torch.testing.assert_close(gradient(features)[1], gradient(alone)[1])
 
 
 def test_triplet_loss_is_fp32_inside_autocast_and_for_half_features() -> None:
@@ -137,7 +143,7 @@ def test_id_loss_with_nothing_to_count_is_zero_with_zero_gradients() -> None:
     value = loss(features, torch.full((2,), -100))
     value.backward()
     assert value.item() == 0
-    assert torch.equal(features.grad, torch.zeros(2, 3))
+    assert torch.equal(gradient(features), torch.zeros(2, 3))
     assert loss(torch.empty(0, 3), torch.empty(0, dtype=torch.int64)).item() == 0
 
 
@@ -202,6 +208,22 @@ def test_block_equals_its_formula() -> None:
     block = Block(12, 3).double()
     tokens = torch.randn(2, 5, 12, dtype=torch.float64)
     torch.testing.assert_close(block(tokens), explicit_block(block, tokens, 3))
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3, 5])
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_block_of_leading_tokens_is_the_start_of_the_whole(num_outputs: int, qkv_bias: bool) -> None:
+    torch.manual_seed(0)
+    block = Block(12, 3, qkv_bias=qkv_bias).double()
+    tokens = torch.randn(2, 5, 12, dtype=torch.float64)
+    part, whole = block(tokens, num_outputs), block(tokens)[:, :num_outputs]
+    torch.testing.assert_close(part, whole)
+    for ours, expected in zip(
+        torch.autograd.grad(part.square().sum(), list(block.parameters())),
+        torch.autograd.grad(whole.square().sum(), list(block.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, expected)
 
 
 def test_block_gradcheck() -> None:

@@ -122,6 +122,9 @@ def main() -> None:
     except subprocess.CalledProcessError as error:
         sys.exit(f"failed ({error.returncode}): {shlex.join(error.cmd)}")
     run(python, "-m", "motarfuse", "doctor", "--brief")
+    if "is not built" in (ask(python, "from motarfuse import _native; print(_native.status())") or ""):
+        # Everything works without it, but pip has hidden why; this says it.
+        subprocess.run([str(python), "-m", "motarfuse", "build"], cwd=REPOSITORY)
 
 
 if __name__ == "__main__":

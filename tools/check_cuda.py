@@ -101,7 +101,8 @@ def main() -> None:
         print(f"{row.file:<24} {row.architecture:<7} {sizes}  {names[row.name]}")
     spilled = [row for row in kernels if row.spills]
     if spilled:
-        sys.exit(f"{len(spilled)} of {len(kernels)} kernels spill registers")
+        which = "\n".join(f"  {row.architecture} {names[row.name]}: {row.spills} bytes" for row in spilled)
+        sys.exit(f"{len(spilled)} of {len(kernels)} kernels spill registers:\n{which}")
     print(f"{len(kernels)} kernels compiled, no spills")
 
 

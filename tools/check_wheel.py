@@ -85,7 +85,8 @@ def main() -> None:
         out = args.out.resolve() if args.out else folder / "dist"
         built = folder / "built"
         try:
-            run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", built, REPOSITORY)
+            pip_wheel = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+            run(*pip_wheel, "-w", built, REPOSITORY)
             (wheel,) = built.glob("motarfuse-*.whl")
             check(wheel, folder)
         except subprocess.CalledProcessError as error:

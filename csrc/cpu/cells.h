@@ -1,5 +1,4 @@
-// Cells of a row as vectors of the type computed in, whatever the tensor's dtype and strides. `count` is how many of the
-// vector's cells exist: the row's last vector may be short.
+// Rows of cells in the type computed in, whatever the tensor's dtype and strides.
 #pragma once
 
 #include <cstdint>
@@ -47,69 +46,58 @@ MOTARFUSE_INLINE const C* row_of_logits(const LogitsView& view, int64_t batch, i
   return row;
 }
 
-// Missing cells are hidden ones.
 template <class C>
-MOTARFUSE_INLINE Vector<C> load_logits(const C* row, int64_t count) {
-  if (count >= kLanes<C>) return load(row);
-  Vector<C> result = splat(-static_cast<C>(INFINITY));
-  for (int i = 0; i < kLanes<C>; ++i) {
-    if (i < count) result[i] = row[i];
-  }
-  return result;
+MOTARFUSE_INLINE void store_row_of_logits(const LogitsView& view, int64_t batch, int64_t part, int64_t cells,
+                                          const C* row) {
+  with_type<C>(view.data, view.type, batch * view.batch + part * view.part, [&](auto* target) {
+    using T = std::remove_reference_t<decltype(*target)>;
+    int64_t i = 0;
+    if (view.cell == 1) {
+      for (; i + kLanes<C> <= cells; i += kLanes<C>) store_as<C>(target + i, load(row + i));
+    }
+    for (; i < cells; ++i) target[i * view.cell] = static_cast<T>(row[i]);
+  });
 }
 
-template <class C>
-MOTARFUSE_INLINE void store_logits(const LogitsView& view, int64_t batch, int64_t part, int64_t cell, int64_t count,
-                                   Vector<C> values) {
-  const int64_t start = batch * view.batch + part * view.part + cell * view.cell;
-  with_type<C>(view.data, view.type, start, [&](auto* target) {
-    using T = std::remove_reference_t<decltype(*target)>;
-    if (view.cell == 1 && count >= kLanes<C>) return store_as<C>(target, values);
-    for (int i = 0; i < kLanes<C>; ++i) {
-      if (i < count) target[i * view.cell] = static_cast<T>(values[i]);
+// Calls function(cell, affine) for whole vectors of cells, with one vector a component, then for single cells.
+template <class C, class F>
+MOTARFUSE_INLINE void for_each_affine(const AffineView& view, int64_t batch, int64_t part, int64_t cells,
+                                      const F& function) {
+  with_type<C>(view.data, view.type, batch * view.batch + part * view.part, [&](const auto* source) {
+    int64_t i = 0;
+    if constexpr (kLanes<C> == 4) {
+      for (; view.packed() && i + 4 <= cells; i += 4) {
+        Vector<C> rows[4], affine[4];
+        for (int j = 0; j < 4; ++j) rows[j] = load_as<C>(source + (i + j) * view.cell);
+        transpose(rows, affine);
+        function(i, affine);
+      }
+    }
+    for (; i < cells; ++i) {
+      C affine[4];
+      for (int c = 0; c < 4; ++c) {
+        affine[c] = static_cast<C>(source[i * view.cell + (c / 2) * view.row + (c % 2) * view.column]);
+      }
+      function(i, affine);
     }
   });
 }
 
-// The affines of the cells from `cell` on, one vector a component; missing cells are zero.
+// Writes weights_i * affine to every cell of a row.
 template <class C>
-MOTARFUSE_INLINE void load_affines(const AffineView& view, int64_t batch, int64_t part, int64_t cell, int64_t count,
-                                   Vector<C> affine[4]) {
-  const int64_t start = batch * view.batch + part * view.part + cell * view.cell;
-  with_type<C>(view.data, view.type, start, [&](const auto* source) {
-    if constexpr (kLanes<C> == 4) {
-      if (view.packed() && count >= 4) {
-        Vector<C> cells[4];
-        for (int i = 0; i < 4; ++i) cells[i] = load_as<C>(source + i * view.cell);
-        return transpose(cells, affine);
-      }
-    }
-    for (int c = 0; c < 4; ++c) {
-      const int64_t component = (c / 2) * view.row + (c % 2) * view.column;
-      affine[c] = Vector<C>{};
-      for (int i = 0; i < kLanes<C>; ++i) {
-        if (i < count) affine[c][i] = static_cast<C>(source[i * view.cell + component]);
-      }
-    }
-  });
-}
-
-// Writes weights_i * affine to the cells from `cell` on.
-template <class C>
-MOTARFUSE_INLINE void store_affines(const AffineView& view, int64_t batch, int64_t part, int64_t cell, int64_t count,
-                                    Vector<C> weights, const C affine[4]) {
-  const int64_t start = batch * view.batch + part * view.part + cell * view.cell;
-  with_type<C>(view.data, view.type, start, [&](auto* target) {
+MOTARFUSE_INLINE void store_affines(const AffineView& view, int64_t batch, int64_t part, int64_t cells, const C* weights,
+                                    const C affine[4]) {
+  with_type<C>(view.data, view.type, batch * view.batch + part * view.part, [&](auto* target) {
     using T = std::remove_reference_t<decltype(*target)>;
     if constexpr (kLanes<C> == 4) {
-      if (view.packed() && count >= 4) {
+      if (view.packed()) {
         const Vector<C> whole = load(affine);
-        for (int i = 0; i < 4; ++i) store_as<C>(target + i * view.cell, whole * weights[i]);
+        for (int64_t i = 0; i < cells; ++i) store_as<C>(target + i * view.cell, whole * weights[i]);
         return;
       }
     }
-    for (int i = 0; i < kLanes<C>; ++i) {
-      for (int c = 0; i < count && c < 4; ++c) {
+    for (int64_t i = 0; i < cells; ++i) {
+      for (int c = 0; c < 4; ++c) {
         target[i * view.cell + (c / 2) * view.row + (c % 2) * view.column] = static_cast<T>(weights[i] * affine[c]);
       }
     }

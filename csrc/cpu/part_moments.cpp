@@ -13,106 +13,137 @@
 namespace motarfuse {
 namespace {
 
-// x and y of every cell, padded to whole vectors.
+// x and y of every cell.
 template <class C>
 struct CellTable {
   std::vector<C> x, y;
 
-  explicit CellTable(const MomentsCall& call) {
-    const int64_t padded = call.num_cells() + kLanes<C>;
-    x.assign(padded, C(0));
-    y.assign(padded, C(0));
-    for (int64_t row = 0; row < call.height; ++row) {
-      for (int64_t column = 0; column < call.width; ++column) {
-        x[row * call.width + column] = cell_center<C>(column, call.width);
-        y[row * call.width + column] = cell_center<C>(row, call.height);
-      }
+  explicit CellTable(const MomentsCall& call) : x(call.num_cells()), y(call.num_cells()) {
+    for (int64_t i = 0; i < call.num_cells(); ++i) {
+      x[i] = static_cast<C>(cell_center(static_cast<int>(i % call.width), 1.0 / static_cast<double>(call.width)));
+      y[i] = static_cast<C>(cell_center(static_cast<int>(i / call.width), 1.0 / static_cast<double>(call.height)));
     }
   }
 };
 
 template <class C>
 MOTARFUSE_INLINE C row_maximum(const C* logits, int64_t cells) {
-  Vector<C> largest = splat(-static_cast<C>(INFINITY));
-  for (int64_t i = 0; i < cells; i += kLanes<C>) largest = maximum(largest, load_logits(logits + i, cells - i));
-  return horizontal_maximum<C>(largest);
+  constexpr int kChains = 4;  // hide the latency of a comparison
+  Vector<C> lanes[kChains];
+  for (auto& chain : lanes) chain = splat(-static_cast<C>(INFINITY));
+  int64_t i = 0;
+  for (; i + kChains * kLanes<C> <= cells; i += kChains * kLanes<C>) {
+    for (int c = 0; c < kChains; ++c) lanes[c] = maximum(lanes[c], load(logits + i + c * kLanes<C>));
+  }
+  C largest = horizontal_maximum<C>(maximum(maximum(lanes[0], lanes[1]), maximum(lanes[2], lanes[3])));
+  for (; i < cells; ++i) largest = logits[i] > largest ? logits[i] : largest;
+  return largest;
 }
+
+// weights_i = exp((logits_i - origin) * scale) * factor
+template <class C>
+MOTARFUSE_INLINE void exponentials(const C* __restrict logits, int64_t cells, C origin, C scale, C factor,
+                                   C* __restrict weights) {
+  for (int64_t i = 0; i < cells; ++i) weights[i] = exp_nonpositive((logits[i] - origin) * scale) * factor;
+}
+
+template <class C>
+MOTARFUSE_INLINE void add_positions(const C* weights, const CellTable<C>& table, int64_t cells, Moments<C>& row) {
+  Moments<Vector<C>> lanes;
+  lanes.clear();
+  int64_t i = 0;
+  for (; i + kLanes<C> <= cells; i += kLanes<C>) lanes.add(load(weights + i), load(&table.x[i]), load(&table.y[i]));
+  row.sum = horizontal_sum<C>(lanes.sum);
+  row.square = horizontal_sum<C>(lanes.square);
+  row.x = horizontal_sum<C>(lanes.x);
+  row.y = horizontal_sum<C>(lanes.y);
+  for (; i < cells; ++i) row.add(weights[i], table.x[i], table.y[i]);
+}
+
+template <class C>
+struct AddAffines {
+  const C* weights;
+  Moments<Vector<C>>& lanes;
+  Moments<C>& row;
+
+  MOTARFUSE_INLINE void operator()(int64_t cell, const Vector<C> affine[4]) const {
+    lanes.add_affine(load(weights + cell), affine);
+  }
+  MOTARFUSE_INLINE void operator()(int64_t cell, const C affine[4]) const { row.add_affine(weights[cell], affine); }
+};
 
 template <class C>
 MOTARFUSE_INLINE void forward_rows(const MomentsCall& call, const CellTable<C>& table, int64_t begin, int64_t end) {
   const int64_t cells = call.num_cells();
   const bool has_affine = call.affine.data != nullptr;
   const C inverse_temperature = static_cast<C>(1.0 / call.temperature);
-  std::vector<C> scratch(cells);
+  std::vector<C> scratch(2 * cells);
+  C* const weights = scratch.data() + cells;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t batch = index / call.parts, part = index % call.parts;
     const C* logits = row_of_logits(call.logits, batch, part, cells, scratch.data());
     const C largest = row_maximum(logits, cells);
-    const Vector<C> origin = splat(finite_maximum(largest));
-    Moments<Vector<C>> lanes;
-    lanes.clear();
-    for (int64_t i = 0; i < cells; i += kLanes<C>) {
-      const Vector<C> logit = load_logits(logits + i, cells - i);
-      const Vector<C> e = exp_nonpositive((logit - origin) * inverse_temperature);
-      lanes.add(e, load(&table.x[i]), load(&table.y[i]));
-      if (has_affine) {
-        Vector<C> affine[4];
-        load_affines<C>(call.affine, batch, part, i, cells - i, affine);
-        lanes.add_affine(e, affine);
-      }
-    }
+    exponentials(logits, cells, finite_maximum(largest), inverse_temperature, C(1), weights);
     Moments<C> row;
-    row.sum = horizontal_sum<C>(lanes.sum);
-    row.square = horizontal_sum<C>(lanes.square);
-    row.x = horizontal_sum<C>(lanes.x);
-    row.y = horizontal_sum<C>(lanes.y);
-    for (int c = 0; c < 4; ++c) row.affine[c] = horizontal_sum<C>(lanes.affine[c]);
+    row.clear();
+    add_positions(weights, table, cells, row);
+    if (has_affine) {
+      Moments<Vector<C>> lanes;
+      lanes.clear();
+      for_each_affine<C>(call.affine, batch, part, cells, AddAffines<C>{weights, lanes, row});
+      for (int c = 0; c < 4; ++c) row.affine[c] += horizontal_sum<C>(lanes.affine[c]);
+    }
     write_row(call, index, finish_row(row, largest, has_affine));
   }
 }
 
 template <class C>
+struct AddAffineGradients {
+  const RowGradient<C>& gradient;
+  const C* weights;
+  const CellTable<C>& table;
+  C* derivatives;
+
+  MOTARFUSE_INLINE void operator()(int64_t cell, const Vector<C> affine[4]) const {
+    store(derivatives + cell,
+          gradient.logit(load(weights + cell), load(&table.x[cell]), load(&table.y[cell]), affine));
+  }
+  MOTARFUSE_INLINE void operator()(int64_t cell, const C affine[4]) const {
+    derivatives[cell] = gradient.logit(weights[cell], table.x[cell], table.y[cell], affine);
+  }
+};
+
+template <class C>
 MOTARFUSE_INLINE void backward_rows(const MomentsCall& call, const CellTable<C>& table, int64_t begin, int64_t end) {
   const int64_t cells = call.num_cells();
-  const bool has_affine = call.affine.data != nullptr;
-  std::vector<C> scratch(cells);
+  std::vector<C> scratch(2 * cells);
+  C* const weights = scratch.data() + cells;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t batch = index / call.parts, part = index % call.parts;
     const C* logits = row_of_logits(call.logits, batch, part, cells, scratch.data());
-    const RowStatistics<C> row = static_cast<const RowStatistics<C>*>(call.statistics)[index];
-    const RowGradient<C> gradient = read_row_gradient(call, index, row);
-    for (int64_t i = 0; i < cells; i += kLanes<C>) {
-      const int64_t count = cells - i;
-      const Vector<C> logit = load_logits(logits + i, count);
-      const Vector<C> p = exp_nonpositive((logit - row.maximum) * gradient.inverse_temperature) * row.inverse_sum;
-      if (call.grad_logits.data != nullptr) {
-        const Vector<C> x = load(&table.x[i]), y = load(&table.y[i]);
-        Vector<C> derivative;
-        if (has_affine) {
-          Vector<C> affine[4];
-          load_affines<C>(call.affine, batch, part, i, count, affine);
-          derivative = gradient.logit(p, x, y, affine);
-        } else {
-          derivative = gradient.logit(p, x, y);
-        }
-        store_logits<C>(call.grad_logits, batch, part, i, count, derivative);
+    const RowGradient<C> gradient = read_row_gradient<C>(call, index);
+    exponentials(logits, cells, gradient.row.maximum, gradient.inverse_temperature, gradient.row.inverse_sum, weights);
+    if (call.grad_logits.data != nullptr) {
+      C* const derivatives = scratch.data();  // the logits are not needed any more
+      if (call.affine.data != nullptr) {
+        for_each_affine<C>(call.affine, batch, part, cells,
+                           AddAffineGradients<C>{gradient, weights, table, derivatives});
+      } else {
+        for (int64_t i = 0; i < cells; ++i) derivatives[i] = gradient.logit(weights[i], table.x[i], table.y[i]);
       }
-      if (call.grad_affine.data != nullptr) {
-        store_affines<C>(call.grad_affine, batch, part, i, count, p, gradient.affine);
-      }
+      store_row_of_logits(call.grad_logits, batch, part, cells, derivatives);
+    }
+    if (call.grad_affine.data != nullptr) {
+      store_affines(call.grad_affine, batch, part, cells, weights, gradient.affine);
     }
   }
 }
 
-// Clones cannot be templates.
-MOTARFUSE_CLONES void forward_float(const MomentsCall& call, const CellTable<float>& table, int64_t begin, int64_t end) {
-  forward_rows<float>(call, table, begin, end);
-}
+MOTARFUSE_VARIANTS(forward_float, (const MomentsCall& call, const CellTable<float>& table, int64_t begin, int64_t end),
+                   (call, table, begin, end), forward_rows<float>(call, table, begin, end))
 
-MOTARFUSE_CLONES void backward_float(const MomentsCall& call, const CellTable<float>& table, int64_t begin,
-                                     int64_t end) {
-  backward_rows<float>(call, table, begin, end);
-}
+MOTARFUSE_VARIANTS(backward_float, (const MomentsCall& call, const CellTable<float>& table, int64_t begin, int64_t end),
+                   (call, table, begin, end), backward_rows<float>(call, table, begin, end))
 
 void forward_double(const MomentsCall& call, const CellTable<double>& table, int64_t begin, int64_t end) {
   forward_rows<double>(call, table, begin, end);

@@ -1,7 +1,8 @@
-// Vectors of 16 bytes (GCC's and Clang's vector extension: SSE and NEON, native on every processor), and the exponential
-// on them. Functions marked MOTARFUSE_CLONES are compiled once more with fused multiply-add; the loader picks.
+// Vectors of 16 bytes (GCC's and Clang's vector extension: SSE and NEON, native on every processor) for what compilers do
+// not vectorise themselves, sums and transpositions, and an exponential for what they do.
 //
-// Not wider: GCC lowers wider generic vectors to what the baseline has before it inlines them into a wider clone.
+// Vectors are not wider because GCC splits wider ones into what the baseline has before it inlines them into a function
+// for a newer processor.
 #pragma once
 
 #include <cmath>
@@ -12,14 +13,37 @@
 #include "../host_device.h"
 #include "../scalar_types.h"
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define MOTARFUSE_CLONES __attribute__((target_clones("fma", "default")))
+// MOTARFUSE_VARIANTS(name, (parameters), (arguments), body) defines the function `name`, compiled for the baseline and for
+// two newer generations of x86 processors, of which the first call chooses the best that this processor runs. Fused
+// multiply-add is more than speed there: it sums squares of tiny weights without ever holding a subnormal number, which
+// costs a hundred cycles.
+#if defined(__x86_64__) && defined(__GNUC__)
+#define MOTARFUSE_VARIANTS(name, parameters, arguments, body)                                                   \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))) void name##_avx512 parameters { body; } \
+  __attribute__((target("avx2,fma"))) void name##_avx2 parameters { body; }                                      \
+  void name##_baseline parameters { body; }                                                                      \
+  void name parameters {                                                                                         \
+    static const auto best = motarfuse::has_avx512() ? name##_avx512                                             \
+                             : motarfuse::has_avx2() ? name##_avx2                                               \
+                                                     : name##_baseline;                                          \
+    best arguments;                                                                                              \
+  }
 #else
-#define MOTARFUSE_CLONES
+#define MOTARFUSE_VARIANTS(name, parameters, arguments, body) \
+  void name parameters { body; }
 #endif
 #define MOTARFUSE_INLINE inline __attribute__((always_inline))
 
 namespace motarfuse {
+
+#if defined(__x86_64__) && defined(__GNUC__)
+inline bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+inline bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
 
 template <class C>
 struct Simd;
@@ -92,13 +116,13 @@ MOTARFUSE_INLINE Vector<C> load_as(const T* source) {
   if constexpr (std::is_same_v<T, BFloat16>) {
     return from_bits(load_half_bits(source) << 16);
   } else if constexpr (std::is_same_v<T, Half>) {
-    // The exponent field moves to float's, whose bias is larger by 112; infinities and NaNs have the largest exponent.
-    const Bits half = load_half_bits(source);
-    const Bits magnitude = (half & 0x7FFF) << 13;
-    const Vector<float> finite = from_bits(magnitude) * 0x1p112f;
-    const Bits special = (Bits)((half & 0x7C00) == 0x7C00) & (magnitude | 0x7F800000);
-    const Bits regular = ~(Bits)((half & 0x7C00) == 0x7C00) & to_bits(finite);
-    return from_bits(special | regular | ((half & 0x8000) << 16));
+    const Bits half = load_half_bits(source), exponent = half & 0x7C00;
+    // Float's exponent has a bias larger by 112, and infinities and NaNs keep the largest exponent.
+    const Bits special = (Bits)(exponent == 0x7C00) & (112 << 23);
+    const Bits normal = ((half & 0x7FFF) << 13) + (112 << 23) + special;
+    const Bits subnormal = to_bits(__builtin_convertvector(half & 0x03FF, Vector<float>) * 0x1p-24f);
+    const Bits is_subnormal = (Bits)(exponent == 0);
+    return from_bits((is_subnormal & subnormal) | (~is_subnormal & normal) | ((half & 0x8000) << 16));
   } else {
     return load(source);
   }
@@ -111,12 +135,15 @@ MOTARFUSE_INLINE void store_as(T* target, Vector<C> v) {
     const Bits nan = (Bits)(v != v);
     store_half_bits(target, (nan & 0x7FC0) | (~nan & ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16)));
   } else if constexpr (std::is_same_v<T, Half>) {
-    const Bits bits = to_bits(v), sign = bits & 0x80000000;
-    const Bits scaled = to_bits(from_bits(bits ^ sign) * 0x1p-112f);
-    const Bits rounded = (scaled + 0x0FFF + ((scaled >> 13) & 1)) >> 13;
-    const Bits overflow = (Bits)(rounded > 0x7C00), nan = (Bits)(v != v);
-    const Bits finite = (overflow & 0x7C00) | (~overflow & rounded);
-    store_half_bits(target, (nan & 0x7E00) | (~nan & finite) | (sign >> 16));
+    const Bits bits = to_bits(v), magnitude = bits & 0x7FFFFFFF;
+    const Bits normal = (magnitude - (112 << 23) + 0x0FFF + ((magnitude >> 13) & 1)) >> 13;
+    // 0.5 has the spacing of subnormal halves, 2^-24: adding it rounds to them.
+    const Bits subnormal = to_bits(from_bits(magnitude) + 0.5f) - 0x3F000000;
+    const Bits is_subnormal = (Bits)(magnitude < (113 << 23)), overflow = (Bits)(magnitude >= (143 << 23));
+    const Bits finite = (is_subnormal & subnormal) | (~is_subnormal & normal);
+    const Bits nan = (Bits)(v != v);
+    const Bits special = (nan & 0x7E00) | (~nan & 0x7C00);
+    store_half_bits(target, (overflow & special) | (~overflow & finite) | ((bits >> 16) & 0x8000));
   } else {
     store(target, v);
   }
@@ -168,28 +195,28 @@ MOTARFUSE_INLINE void transpose(const Vector<float> source[4], Vector<float> res
 
 // exp(x) for x <= 0, to 2 units in the last place; 0 below -87.3, where exp leaves the normal numbers; NaN stays NaN.
 // x = k ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite's two-part ln 2), then 1 + r + r^2 q(r) with q of degree 4 fitted to
-// the smallest largest relative error of the whole (4e-9), and k added to the exponent.
-MOTARFUSE_INLINE Vector<float> exp_nonpositive(Vector<float> x) {
-  using Integer = Simd<float>::Integer;
+// the smallest largest relative error of the whole (4e-9), and k added to the exponent. Scalar and without branches: a loop
+// of it becomes one over the widest lanes that the processor has.
+MOTARFUSE_INLINE float exp_nonpositive(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
-  const Vector<float> shifted = x * 1.44269504088896341f + kRound;
-  const Vector<float> k = shifted - kRound;
-  const Vector<float> r = (x - k * 0.693359375f) - k * -2.12194440054690583e-4f;
-  Vector<float> q = splat(1.381459838e-03f);
+  const float shifted = x * 1.44269504088896341f + kRound;
+  const float k = shifted - kRound;
+  const float r = (x - k * 0.693359375f) - k * -2.12194440054690583e-4f;
+  float q = 1.381459838e-03f;
   q = q * r + 8.368716898e-03f;
   q = q * r + 4.166838805e-02f;
   q = q * r + 1.666652063e-01f;
   q = q * r + 4.999999345e-01f;
-  const Vector<float> p = q * (r * r) + r + 1.0f;
-  Integer bits;
+  const float p = q * (r * r) + r + 1.0f;
+  uint32_t bits;
   std::memcpy(&bits, &shifted, sizeof(bits));
   bits = (bits - (0x4B400000 - 127)) << 23;
-  Vector<float> scale;
+  float scale;
   std::memcpy(&scale, &bits, sizeof(scale));
-  return x < -87.3f ? Vector<float>{} : p * scale;
+  return x < -87.3f ? 0.0f : p * scale;
 }
 
 // float64 is there for gradcheck: exact before fast.
-MOTARFUSE_INLINE Vector<double> exp_nonpositive(Vector<double> x) { return Vector<double>{std::exp(x[0]), std::exp(x[1])}; }
+MOTARFUSE_INLINE double exp_nonpositive(double x) { return std::exp(x); }
 
 }  // namespace motarfuse

@@ -1,11 +1,11 @@
 // SynthPed's rasteriser: primitives of a scene -> pixels and part labels.
 //
-// Every value is fp32, every operation is one of + - * / sqrt floor min max or an integer operation, in the order in
+// Every value is fp32, every operation is one of + - * / floor min max or an integer operation, in the order in
 // which raster_numpy.py writes it, and the file is compiled without contraction: both give the same bits.
 
 #if defined(__GNUC__) && !defined(__clang__)
-// Neither changes a value; both let sqrt and floor become vector instructions.
-#pragma GCC optimize("no-math-errno", "no-trapping-math")
+// Changes no value; lets floor become a vector instruction.
+#pragma GCC optimize("no-trapping-math")
 #endif
 
 #include "synthped.h"
@@ -51,13 +51,17 @@ MOTARFUSE_INLINE float texel(const float* tile, float u, float v) {
   return tile[iv * kTile + iu];
 }
 
+// Rows are drawn in whole vectors: what lies behind the last column of a row, or beside a primitive, has no cover.
+constexpr int kVector = 16;
+MOTARFUSE_INLINE int whole(int n) { return (n + kVector - 1) & ~(kVector - 1); }
+
 // What one row of one primitive needs; each array has one entry a pixel.
 struct Row {
-  explicit Row(int width) : storage(static_cast<size_t>(width) * 8) {
+  explicit Row(int stride) : storage(static_cast<size_t>(stride) * 8) {
     float* p = storage.data();
     for (float** field : {&cover, &outside, &shade, &u, &v, &f, &g, &h}) {
       *field = p;
-      p += width;
+      p += stride;
     }
   }
   std::vector<float> storage;
@@ -65,17 +69,17 @@ struct Row {
 };
 
 struct Canvas {
-  int height, width;
-  float* plane[3];    // (height, width) each, sRGB values 0..255
-  uint8_t* visible;   // (height, width) labels with occluders
-  uint8_t* amodal;    // (height, width) labels of the subject alone
+  int height, width, stride;
+  float* plane[3];   // (height, stride) each, sRGB values 0..255
+  uint8_t* visible;  // (height, stride) labels with occluders
+  uint8_t* amodal;   // (height, stride) labels of the subject alone
   const float* tiles;
   const float* tile(int k) const { return tiles + k * kTile * kTile; }
 };
 
 // The functions below copy what they read through a reference, so that the compiler need not fear that a store into a
 // row changes it.
-MOTARFUSE_CLONES void sweep_row(const Primitive& primitive, int x0, int x1, int y, Row& row) {
+MOTARFUSE_CLONES void sweep_row(const Primitive& primitive, int x0, int n, int y, Row& row) {
   const Primitive p = primitive;
   const float py = static_cast<float>(y) + 0.5f - p.start_y;
   const float dw1 = p.width[1] - p.width[0], dw2 = p.width[2] - p.width[1];
@@ -85,9 +89,9 @@ MOTARFUSE_CLONES void sweep_row(const Primitive& primitive, int x0, int x1, int 
   const float turn = p.u_flat != 0.0f ? 0.0f : 4.0f;  // an angle wraps into [-2, 2), a flat coordinate does not
   float *MOTARFUSE_RESTRICT cover = row.cover, *MOTARFUSE_RESTRICT outside = row.outside, *MOTARFUSE_RESTRICT shade = row.shade;
   float *MOTARFUSE_RESTRICT u_out = row.u, *MOTARFUSE_RESTRICT v_out = row.v;
-  for (int x = x0; x < x1; ++x) {
-    const int i = x - x0;
-    const float px = static_cast<float>(x) + 0.5f - p.start_x;
+  n = whole(n);
+  for (int i = 0; i < n; ++i) {
+    const float px = static_cast<float>(x0 + i) + 0.5f - p.start_x;
     const float along = px * p.axis_x + py * p.axis_y;
     const float lateral = px * p.axis_y - py * p.axis_x;
     const float inside = least(most(along, 0.0f), p.length);
@@ -97,12 +101,15 @@ MOTARFUSE_CLONES void sweep_row(const Primitive& primitive, int x0, int x1, int 
     const float mid = (((p.centre[0] + dc1 * f1) + dc2 * f2) + dc3 * f3) + dc4 * f4;
     const float s = lateral - mid;
     const float over = (along - inside) * p.cap_inverse;
-    const float distance = std::sqrt(s * s + over * over) - half;
+    // The distance to the outline to first order, without a root: (d - half) (d + half) / (2 half).
+    const float inverse = 1.0f / most(half, 0.25f);
+    const float distance = ((s * s + over * over) - half * half) * (inverse * 0.5f);
     cover[i] = clamp01(0.5f - distance * p.soft_inverse) * p.opacity;
     outside[i] = distance;
-    const float q = least(most(s / most(half, 0.25f), -1.0f), 1.0f);
-    const float qq = q * q;
-    shade[i] = p.ambient + most(q * p.light_lateral + std::sqrt(1.0f - qq) * p.light_depth, 0.0f);
+    const float q = least(most(s * inverse, -1.0f), 1.0f);
+    const float qq = q * q, q4 = qq * qq;
+    const float facing = 1.0f - 0.5f * (qq + q4 * q4);  // sqrt(1 - q^2) within 0.06
+    shade[i] = p.ambient + most(q * p.light_lateral + facing * p.light_depth, 0.0f);
     const float angle = q * (0.64f + 0.36f * qq);  // 2/pi asin(q) within 0.04
     const float u = (p.u0 + angle * p.u_angle) + s * p.u_flat;
     u_out[i] = u - std::floor((u + 2.0f) * 0.25f) * turn;
@@ -110,7 +117,7 @@ MOTARFUSE_CLONES void sweep_row(const Primitive& primitive, int x0, int x1, int 
   }
 }
 
-MOTARFUSE_CLONES void plane_row(const Primitive& primitive, int x0, int x1, int y, Row& row) {
+MOTARFUSE_CLONES void plane_row(const Primitive& primitive, int x0, int n, int y, Row& row) {
   const Primitive p = primitive;
   const float fy = static_cast<float>(y) + 0.5f;
   const float depth = 1.0f / most(fy - p.width[0], p.width[2]);
@@ -120,9 +127,9 @@ MOTARFUSE_CLONES void plane_row(const Primitive& primitive, int x0, int x1, int 
   const float tone = p.ambient + fy * p.light_depth;
   float *MOTARFUSE_RESTRICT cover = row.cover, *MOTARFUSE_RESTRICT outside = row.outside, *MOTARFUSE_RESTRICT shade = row.shade;
   float *MOTARFUSE_RESTRICT u_out = row.u, *MOTARFUSE_RESTRICT v_out = row.v;
-  for (int x = x0; x < x1; ++x) {
-    const int i = x - x0;
-    const float fx = static_cast<float>(x) + 0.5f;
+  n = whole(n);
+  for (int i = 0; i < n; ++i) {
+    const float fx = static_cast<float>(x0 + i) + 0.5f;
     const float inward = (fx - p.start_x) * p.axis_x + (fy - p.start_y) * p.axis_y;
     cover[i] = clamp01(inward * p.soft_inverse + 0.5f) * p.opacity;
     outside[i] = 1.0e6f;
@@ -139,6 +146,7 @@ MOTARFUSE_CLONES void texture_row(const Primitive& primitive, const float* MOTAR
   const float t0 = p.t[0], t1 = p.t[1], t2 = p.t[2], t3 = p.t[3], t4 = p.t[4], t5 = p.t[5];
   const float *MOTARFUSE_RESTRICT u = row.u, *MOTARFUSE_RESTRICT v = row.v;
   float *MOTARFUSE_RESTRICT f = row.f, *MOTARFUSE_RESTRICT g = row.g, *MOTARFUSE_RESTRICT h = row.h;
+  n = whole(n);
   for (int i = 0; i < n; ++i) {
     f[i] = 0.0f;
     g[i] = 0.0f;
@@ -188,7 +196,7 @@ MOTARFUSE_CLONES void texture_row(const Primitive& primitive, const float* MOTAR
       break;
     case kFace:
       // colour 0 skin, 1 hair, 2 eyes, glasses; t0 hair line, t1 half angle of the face, t2 nape, t3 glasses,
-      // t4 beard
+      // t4 beard, t5 label of the hair
       for (int i = 0; i < n; ++i) {
         const float du = std::fabs(u[i]), vi = v[i];
         const float front = clamp01((t0 - vi) * 14.0f + 0.5f);
@@ -261,35 +269,39 @@ MOTARFUSE_CLONES void composite_row(const Primitive& primitive, int n, Row& row,
                                     uint8_t* MOTARFUSE_RESTRICT amodal) {
   const Primitive p = primitive;
   const float *MOTARFUSE_RESTRICT f = row.f, *MOTARFUSE_RESTRICT g = row.g, *MOTARFUSE_RESTRICT h = row.h;
-  const float *MOTARFUSE_RESTRICT shade = row.shade, *MOTARFUSE_RESTRICT outside = row.outside;
-  float* MOTARFUSE_RESTRICT cover = row.cover;
-  float *MOTARFUSE_RESTRICT red = planes[0], *MOTARFUSE_RESTRICT green = planes[1], *MOTARFUSE_RESTRICT blue = planes[2];
-  if (p.contact > 0.0f) {
-    // A limb darkens what it nearly touches, on the same body only.
-    for (int i = 0; i < n; ++i) {
-      const float near = clamp01(1.0f - outside[i] * p.contact_inverse) * p.contact;
-      const float keep = amodal[i] != 0 ? 1.0f - near : 1.0f;
-      red[i] = red[i] * keep;
-      green[i] = green[i] * keep;
-      blue[i] = blue[i] * keep;
-    }
+  const float *MOTARFUSE_RESTRICT shade = row.shade, *MOTARFUSE_RESTRICT v = row.v;
+  float *MOTARFUSE_RESTRICT cover = row.cover, *MOTARFUSE_RESTRICT keep = row.outside;
+  n = whole(n);
+  // A limb darkens what it nearly touches, on the same body only.
+  for (int i = 0; i < n; ++i) {
+    const float near = clamp01(1.0f - keep[i] * p.contact_inverse) * (clamp01(v[i] * p.contact_gain + p.contact_bias) * p.contact);
+    keep[i] = amodal[i] != 0 ? 1.0f - near : 1.0f;
+    cover[i] = cover[i] * h[i];
   }
-  for (int i = 0; i < n; ++i) cover[i] = cover[i] * h[i];
   for (int c = 0; c < 3; ++c) {
     const float c0 = p.colour[0][c], c1 = p.colour[1][c], c2 = p.colour[2][c];
     float* MOTARFUSE_RESTRICT plane = planes[c];
     for (int i = 0; i < n; ++i) {
       const float a = c0 + (c1 - c0) * f[i];
       const float b = (a + (c2 - a) * g[i]) * shade[i];
-      plane[i] = plane[i] + (b - plane[i]) * cover[i];
+      const float below = plane[i] * keep[i];
+      plane[i] = below + (b - below) * cover[i];
     }
   }
   const int label = static_cast<int>(p.label);
   if (label == kNoLabel) return;
-  const uint8_t value = static_cast<uint8_t>(label);
-  for (int i = 0; i < n; ++i) visible[i] = cover[i] >= 0.5f ? value : visible[i];
+  // A head is two parts: where its texture shows colour 1 it is hair.
+  const uint8_t first = static_cast<uint8_t>(label);
+  const uint8_t second = static_cast<int>(p.texture) == kFace ? static_cast<uint8_t>(p.t[5]) : first;
+  for (int i = 0; i < n; ++i) {
+    const uint8_t value = f[i] >= 0.5f ? second : first;
+    visible[i] = cover[i] >= 0.5f ? value : visible[i];
+  }
   if (static_cast<int>(p.layer) != kLayerSubject) return;
-  for (int i = 0; i < n; ++i) amodal[i] = cover[i] >= 0.5f ? value : amodal[i];
+  for (int i = 0; i < n; ++i) {
+    const uint8_t value = f[i] >= 0.5f ? second : first;
+    amodal[i] = cover[i] >= 0.5f ? value : amodal[i];
+  }
 }
 
 // The columns of a row that a sweep can reach, conservatively: a slanting limb fills little of its box.
@@ -319,22 +331,22 @@ void draw(const Primitive* primitives, const int32_t* boxes, int count, const Ca
       if (shape == kShapeSweep) span(p, y, x0, x1);
       if (x0 >= x1) continue;
       if (shape == kShapeSweep) {
-        sweep_row(p, x0, x1, y, row);
+        sweep_row(p, x0, x1 - x0, y, row);
       } else {
-        plane_row(p, x0, x1, y, row);
+        plane_row(p, x0, x1 - x0, y, row);
       }
       texture_row(p, canvas.tile(0), canvas.tile(1), canvas.tile(2), x1 - x0, row);
-      const size_t at = static_cast<size_t>(y) * canvas.width + x0;
+      const size_t at = static_cast<size_t>(y) * canvas.stride + x0;
       float* out[3] = {canvas.plane[0] + at, canvas.plane[1] + at, canvas.plane[2] + at};
       composite_row(p, x1 - x0, row, out, canvas.visible + at, canvas.amodal + at);
     }
   }
 }
 
-// Symmetric filter along rows, border clamped; `in` and `out` differ.
-MOTARFUSE_CLONES void filter_rows(const float* in, float* out, float* padded, int height, int width, const float* k, int radius) {
+// Symmetric filter along rows, border clamped; `in` has rows of `stride`, `out` is another array without gaps.
+MOTARFUSE_CLONES void filter_rows(const float* in, float* out, float* padded, int height, int width, int stride, const float* k, int radius) {
   for (int y = 0; y < height; ++y) {
-    const float* line = in + static_cast<size_t>(y) * width;
+    const float* line = in + static_cast<size_t>(y) * stride;
     float* result = out + static_cast<size_t>(y) * width;
     for (int i = 0; i < radius; ++i) padded[i] = line[0];
     std::memcpy(padded + radius, line, sizeof(float) * width);
@@ -367,7 +379,7 @@ MOTARFUSE_CLONES void illuminate(const Response& response, const float* MOTARFUS
   const Response r = response;
   for (int y = 0; y < canvas.height; ++y) {
     const float fy = static_cast<float>(y) + 0.5f;
-    const size_t at = static_cast<size_t>(y) * canvas.width;
+    const size_t at = static_cast<size_t>(y) * canvas.stride;
     float *MOTARFUSE_RESTRICT red = canvas.plane[0] + at, *MOTARFUSE_RESTRICT green = canvas.plane[1] + at, *MOTARFUSE_RESTRICT blue = canvas.plane[2] + at;
     const float row_light = r.light_base + fy * r.light_y;
     for (int x = 0; x < canvas.width; ++x) {
@@ -386,22 +398,22 @@ MOTARFUSE_CLONES void sharpen_plane(const float* value, const float* soft, float
 }
 
 MOTARFUSE_CLONES void respond(const Response& response, const float* MOTARFUSE_RESTRICT smooth, const float* MOTARFUSE_RESTRICT white, const uint8_t* curve,
-                              const Canvas& canvas, int32_t* MOTARFUSE_RESTRICT index, uint8_t* image) {
+                              const Canvas& canvas, float* MOTARFUSE_RESTRICT luma, int32_t* MOTARFUSE_RESTRICT index, uint8_t* image) {
   const Response r = response;
   const int width = canvas.width;
   for (int y = 0; y < canvas.height; ++y) {
     const float fy = static_cast<float>(y);
     const size_t at = static_cast<size_t>(y) * width;
     const float *red = canvas.plane[0] + at, *green = canvas.plane[1] + at, *blue = canvas.plane[2] + at;
+    for (int x = 0; x < width; ++x) luma[x] = texel(white, static_cast<float>(x) + r.noise_x, fy + r.noise_y) * r.noise_luma;
     for (int c = 0; c < 3; ++c) {
       const float m0 = r.matrix[c][0], m1 = r.matrix[c][1], m2 = r.matrix[c][2], offset = r.offset[c];
       const float shift = static_cast<float>(c * 61 + 17);
       for (int x = 0; x < width; ++x) {
         const float fx = static_cast<float>(x);
-        const float luma = texel(white, fx + r.noise_x, fy + r.noise_y) * r.noise_luma;
         const float chroma = texel(smooth, fx * 4.0f + r.noise_x + shift, fy * 4.0f + r.noise_y + shift) * r.noise_chroma;
         const float value = ((red[x] * m0 + green[x] * m1) + blue[x] * m2) + offset;
-        const float noisy = (value + luma) + chroma;
+        const float noisy = (value + luma[x]) + chroma;
         index[x] = static_cast<int32_t>(least(most(noisy * 4.0f, 0.0f), static_cast<float>(kCurveSize - 1)));
       }
       for (int x = 0; x < width; ++x) image[3 * (at + x) + c] = curve[index[x]];
@@ -444,17 +456,18 @@ void finish(const Response& r, const uint8_t* curve, const Lattice& across, cons
   float *a = scratch.data(), *b = a + n, *padded = b + n;
   constexpr float kSoft[2] = {0.5f, 0.25f};
   illuminate(r, canvas.tile(0), canvas);
+  // From here on the planes have no gaps between their rows.
   for (float* plane : canvas.plane) {
-    filter_rows(plane, a, padded, height, width, r.kernel_x, 3);
+    filter_rows(plane, a, padded, height, width, canvas.stride, r.kernel_x, 3);
     filter_columns(a, plane, height, width, r.kernel_y, 3);
     resample_rows(plane, a, height, width, across.first, across.second, across.weight);
     resample_columns(a, plane, height, width, down.first, down.second, down.weight);
-    filter_rows(plane, a, padded, height, width, kSoft, 1);
+    filter_rows(plane, a, padded, height, width, width, kSoft, 1);
     filter_columns(a, b, height, width, kSoft, 1);
     sharpen_plane(plane, b, plane, r.sharpen, n);
   }
   std::vector<int32_t> index(width);
-  respond(r, canvas.tile(0), canvas.tile(1), curve, canvas, index.data(), image);
+  respond(r, canvas.tile(0), canvas.tile(1), curve, canvas, padded, index.data(), image);
 }
 
 template <typename T>
@@ -498,15 +511,21 @@ py::tuple render(const Array<float>& primitives, const Array<int32_t>& boxes, co
     py::gil_scoped_release release;
     std::atomic<int64_t> next{0};
     auto work = [&] {
-      std::vector<float> planes(pixels * 3), scratch(pixels * 2 + width + 8);
-      Row row(width);
+      const int stride = whole(width) + kVector;
+      const size_t drawn = static_cast<size_t>(height) * stride;
+      std::vector<float> planes(drawn * 3), scratch(pixels * 2 + width + 8);
+      std::vector<uint8_t> labels(drawn * 2);
+      Row row(stride);
       for (int64_t i = next.fetch_add(1); i < images; i = next.fetch_add(1)) {
         std::fill(planes.begin(), planes.end(), 0.0f);
-        Canvas canvas{height, width, {planes.data(), planes.data() + pixels, planes.data() + 2 * pixels}, visible_data + i * pixels,
-                      amodal_data + i * pixels, tile_data};
-        std::memset(canvas.visible, 0, pixels);
-        std::memset(canvas.amodal, 0, pixels);
+        std::fill(labels.begin(), labels.end(), uint8_t{0});
+        const Canvas canvas{height, width, stride, {planes.data(), planes.data() + drawn, planes.data() + 2 * drawn}, labels.data(),
+                            labels.data() + drawn, tile_data};
         draw(reinterpret_cast<const Primitive*>(primitive_data + i * count * kNumFields), box_data + i * count * 4, count, canvas, row);
+        for (int y = 0; y < height; ++y) {
+          std::memcpy(visible_data + i * pixels + static_cast<size_t>(y) * width, canvas.visible + static_cast<size_t>(y) * stride, width);
+          std::memcpy(amodal_data + i * pixels + static_cast<size_t>(y) * width, canvas.amodal + static_cast<size_t>(y) * stride, width);
+        }
         const Lattice x_lattice{across + i * 2 * width, across + i * 2 * width + width, weight_x_data + i * width};
         const Lattice y_lattice{down + i * 2 * height, down + i * 2 * height + height, weight_y_data + i * height};
         finish(*reinterpret_cast<const Response*>(response_data + i * kNumResponse), curve_data + i * kCurveSize, x_lattice, y_lattice, canvas, scratch,

@@ -45,7 +45,7 @@ struct Primitive {
   float u0, u_angle, u_flat, v0, v_scale;
   float light_lateral, light_depth, ambient;
   float wrinkle, noise_x, noise_y, noise_u, noise_v;
-  float contact, contact_inverse;
+  float contact, contact_inverse, contact_gain, contact_bias;
 };
 
 // The camera's response, exactly the RESPONSE of layout.py.

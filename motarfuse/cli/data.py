@@ -77,6 +77,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--no-decode", action="store_true", help="do not decode the images: quicker, finds only empty files"
     )
     check.add_argument("--extra-distractors", action="store_true", help="market1501: count the folder images/ too")
+    check.add_argument("--images-root", metavar="DIR", type=Path, help="csv: where relative paths start from")
     check.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read files (default 2)")
     check.add_argument("--json", action="store_true", help="print the whole report as JSON")
     synth = actions.add_parser(
@@ -142,8 +143,14 @@ def _parse_settings(texts: Sequence[str]) -> SynthPedConfig:
 
 
 def _check(args: argparse.Namespace) -> int:
-    options = {"extra_distractors": True} if args.extra_distractors else {}
-    report = check_dataset(args.path, args.kind, decode=not args.no_decode, workers=args.workers, **options)
+    report = check_dataset(
+        args.path,
+        args.kind,
+        decode=not args.no_decode,
+        workers=args.workers,
+        extra_distractors=args.extra_distractors,
+        images_root=args.images_root,
+    )
     if args.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:

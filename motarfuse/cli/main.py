@@ -25,9 +25,7 @@ VERBS = {
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
     """The argument parser; only ``verb``'s own arguments are declared, so that other verbs' imports cannot fail it."""
-    parser = argparse.ArgumentParser(
-        prog="motarfuse", description="Person re-identification with motion-aware fusion."
-    )
+    parser = argparse.ArgumentParser(prog="motarfuse", description="Person re-identification with motion-aware fusion.")
     parser.add_argument("--version", action="version", version=f"motarfuse {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():

@@ -135,7 +135,7 @@ def _model_of(gallery: FeatureFolder, checkpoint: Path | None) -> Path:
         raise CheckpointError(f"{folder / MODEL} cannot be read: {error.strerror or error}") from error
     if found != gallery.checkpoint_sha256:
         raise CheckpointError(
-            f"{gallery.path} holds features of another model than {folder} (SHA-256 {gallery.checkpoint_sha256[:12]}... "
+            f"{gallery.path} holds features of another model than {folder} (SHA-256 {gallery.checkpoint_sha256[:12]} "
             f"and {found[:12]}...); extract again with this one, or give the right one with --checkpoint"
         )
     return folder

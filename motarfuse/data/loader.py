@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from types import TracebackType
@@ -137,7 +137,9 @@ class ImageStore:
                 return self._pinned(images)
             wanted = [self._readable(index) for index in wanted]
 
-    def prefetch(self, batches: Iterable[Sequence[int]], depth: int = 2) -> Iterator[tuple[Sequence[int], Tensor]]:
+    def prefetch(
+        self, batches: Iterable[Sequence[int]], depth: int = 2
+    ) -> Generator[tuple[Sequence[int], Tensor], None, None]:
         """Yields each batch of indices with its images, reading up to ``depth`` batches ahead in the background.
 
         The order is kept, and an error is raised where its batch would have come.
@@ -165,7 +167,7 @@ class ImageStore:
                 for _, images in waiting:
                     images.cancel()
 
-    def stream(self, batch_size: int) -> Iterator[tuple[list[int], Tensor]]:
+    def stream(self, batch_size: int) -> Generator[tuple[list[int], Tensor], None, None]:
         """All images once, in order: indices into ``records`` and uint8 images (B, 3, H, W); unreadable ones left out.
 
         Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from motarfuse import console
 from motarfuse.data.synthped import SynthPedConfig, write_synthped
 from motarfuse.engine.config import load_config
 from motarfuse.engine.trainer import TrainResult, train
+from motarfuse.errors import OutputError
 from motarfuse.viz.report import write_report
 
 PROTOCOLS = ("holistic", "occluded")
@@ -35,17 +37,23 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = ()) -> DemoResu
     """Draws SynthPed, trains the ``nano`` ViT on it, evaluates and writes the report.
 
     Args:
-        out: Folder for the data (``out/synthped``, kept and reused) and the run (``out/run``, resumed when it was interrupted).
+        out: Folder for the data (``out/synthped``, kept and reused) and the run (``out/run``, resumed when it was
+            interrupted).
         seed: Seed of the data and of the training.
-        overrides: ``key=value`` changes to the demo's config.
+        overrides: ``key=value`` changes to the training's config, the default one of ``motarfuse train``.
 
     Raises:
-        OutputError: The folder cannot be written.
+        ConfigError: An override that the config does not have.
+        OutputError: The folder cannot be written, or holds the people or the run of another seed.
     """
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     data = out / "synthped"
-    if (data / "manifest.json").is_file():
+    manifest = data / "manifest.json"
+    if manifest.is_file():
+        drawn = json.loads(manifest.read_text())["config"]["seed"]
+        if drawn != seed:
+            raise OutputError(f"{data} holds the people of seed {drawn}, not {seed}: give another --out or delete it")
         console.info(f"using the people already drawn in {data}")
     else:
         console.info(f"drawing people into {data}")
@@ -53,13 +61,11 @@ def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = ()) -> DemoResu
     seconds["draw"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    settings = [
-        f"data.root={data / PROTOCOLS[0]}",
-        "evaluation.sets={" + ", ".join(f"{name}: {data / name}" for name in PROTOCOLS) + "}",
-        f"output.run_dir={out / 'run'}",
-        f"train.seed={seed}",
-    ]
-    training = train(load_config(None, [*settings, *overrides]))
+    config = load_config(None, [f"train.seed={seed}", *overrides])
+    config.data.root = str(data / PROTOCOLS[0])
+    config.evaluation.sets = {name: str(data / name) for name in PROTOCOLS}
+    config.output.run_dir = str(out / "run")
+    training = train(config)
     seconds["train"] = time.perf_counter() - start
 
     start = time.perf_counter()

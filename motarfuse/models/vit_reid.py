@@ -151,17 +151,26 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor, camids: Tensor | None = None) -> Tensor:
-        """Args: images (B, 3, H, W) normalised; camids (B,). Returns normalised tokens (B, 1 + h w, D), class first."""
+    def forward(self, images: Tensor, camids: Tensor | None = None, num_outputs: int | None = None) -> Tensor:
+        """Tokens after the last layer norm, the class token first.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            camids: (B,) integers, or None.
+            num_outputs: Number n of leading tokens that are wanted; None: all.
+
+        Returns:
+            (B, 1 + h w, D), or the first n of it. With n = 1 the last block costs a sixth.
+        """
         patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], 1) + self.pos_embed
         if self.camera_embed is not None and camids is not None:
             known = (camids >= 0) & (camids < self.camera_embed.shape[0])
             side = self.camera_embed[torch.where(known, camids, 0)] * known[:, None].to(self.camera_embed.dtype)
             tokens = tokens + self.camera_scale * side[:, None]
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens = block(tokens)
-        return self.norm(tokens)
+        return self.norm(self.blocks[-1](tokens, num_outputs))
 
 
 @register_model("vit_reid", VitReIDConfig)
@@ -228,12 +237,12 @@ class VitReID(nn.Module):
         """
         self._check(images, frame_mask)
         if images.ndim == 4:
-            embedding = self.backbone(images, camids)[:, 0]
+            embedding = self.backbone(images, camids, 1)[:, 0]
             return ReIDOutput(self.neck(embedding), embedding)
         batch, frames = images.shape[:2]
         if camids is not None:
             camids = camids.repeat_interleave(frames)
-        embedding = self.backbone(images.flatten(0, 1), camids)[:, 0].unflatten(0, (batch, frames))
+        embedding = self.backbone(images.flatten(0, 1), camids, 1)[:, 0].unflatten(0, (batch, frames))
         if frame_mask is None:
             embedding = embedding.mean(1)
         else:

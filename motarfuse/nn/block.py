@@ -57,13 +57,28 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Args: tokens (B, N, D). Returns (B, N, D)."""
+    def forward(self, tokens: Tensor, num_outputs: int | None = None) -> Tensor:
+        """Attends from all tokens, or from the first few, to all.
+
+        Args:
+            tokens: (B, N, D).
+            num_outputs: Number n of leading tokens that are wanted; None: all N.
+
+        Returns:
+            (B, N, D), or the first n of it, (B, n, D).
+        """
         batch, length, dim = tokens.shape
-        qkv = self.qkv(tokens).view(batch, length, 3, self.heads, dim // self.heads)
-        query, key, value = (part.transpose(1, 2) for part in qkv.unbind(2))  # (B, H, N, d) each, views of one buffer
-        out = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(out.transpose(1, 2).reshape(batch, length, dim))
+        heads, width = self.heads, dim // self.heads
+        if num_outputs is None:
+            query, key, value = self.qkv(tokens).view(batch, length, 3, heads, width).unbind(2)
+        else:
+            weight, bias = self.qkv.weight, self.qkv.bias
+            biases = (None, None) if bias is None else (bias[:dim], bias[dim:])
+            query = F.linear(tokens[:, :num_outputs], weight[:dim], biases[0]).unflatten(-1, (heads, width))
+            key, value = F.linear(tokens, weight[dim:], biases[1]).view(batch, length, 2, heads, width).unbind(2)
+        # (B, H, N, d) each, views of what the projection wrote
+        out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        return self.proj(out.transpose(1, 2).flatten(2))
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
@@ -125,7 +140,16 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Args: tokens (B, N, D). Returns (B, N, D)."""
-        tokens = tokens + self.drop_path(self.attn(self.norm1(tokens)))
+    def forward(self, tokens: Tensor, num_outputs: int | None = None) -> Tensor:
+        """The whole sequence, or what becomes of its first tokens at a fraction of the cost.
+
+        Args:
+            tokens: (B, N, D).
+            num_outputs: Number n of leading tokens that are wanted; None: all N.
+
+        Returns:
+            (B, N, D), or the first n of it, (B, n, D).
+        """
+        attended = self.drop_path(self.attn(self.norm1(tokens), num_outputs))
+        tokens = (tokens if num_outputs is None else tokens[:, :num_outputs]) + attended
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))

@@ -56,7 +56,7 @@ class KernelFamily:
         self.operator = operator
         self._schemas = {"forward": forward, "backward": backward}
         self._run = run
-        self._native = self._define("")
+        self.native_kernels = self._define("")
 
     def native(self, device_type: str, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> Backend:
         """The backend of ``_C`` for ``"cpu"`` or ``"cuda"`` tensors whose dtype is one of ``dtypes``."""
@@ -69,7 +69,7 @@ class KernelFamily:
             reasons += _dtype_reasons(request, dtypes)
             return reasons + _transform_reasons()
 
-        return Backend(device_type, partial(self._run, self._native), not_supported_reasons)
+        return Backend(device_type, partial(self._run, self.native_kernels), not_supported_reasons)
 
     def python(self, name: str, module: str | ModuleType | SimpleNamespace, requires: Sequence[str] = ()) -> Backend:
         """A backend whose kernels are Python functions, e.g. Triton launchers.
@@ -110,7 +110,7 @@ class KernelFamily:
     def _native_unavailable(self, device_type: str) -> list[str]:
         # Asked once, at import: neither dlopen nor the dispatcher's tables can be traced by torch.compile.
         if not _native.load_operators():
-            return [_native.status().operators_error]
+            return [f"motarfuse._C is not loaded: {_native.status().operators_error}"]
         key = device_type.upper()
         for direction in self._schemas:
             qualified = f"{NAMESPACE}::{self.operator}_{direction}"

@@ -37,7 +37,7 @@ def search(
     """The ``k`` best gallery entries of each query, exactly: argtop_k q.g / (|q| |g|), or argmin_k |q - g|.
 
     Of equal scores the entry with the lower gallery index comes first, also where the k-th place falls among them.
-    Memory beyond one copy of the features: about three blocks of ``block`` x gallery scores. 2 Q G d FLOP.
+    Memory beyond one copy of the features: one block of ``block`` x gallery scores. 2 Q G d FLOP.
 
     Args:
         query: (Q, d) tensor or array of fp16, bf16, fp32 or fp64, on any device.
@@ -67,9 +67,10 @@ def search(
 
 def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row in order, ties by lowest index, which ``torch.topk`` leaves open."""
-    values, indices = torch.topk(scores, k, dim=1)
-    last = values[:, -1:]
-    split = ((scores >= last).sum(dim=1) > k).nonzero().flatten()
+    # One more than asked for shows whether equal scores straddle the last place, where topk may take any of them.
+    values, indices = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
+    split = (values[:, k - 1] == values[:, -1]).nonzero().flatten() if values.shape[1] > k else indices.new_empty(0)
+    values, indices = values[:, :k], indices[:, :k]
     for some in split.split(64):
         ordered, order = torch.sort(scores[some], dim=1, descending=True, stable=True)
         values[some], indices[some] = ordered[:, :k], order[:, :k]

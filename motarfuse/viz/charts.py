@@ -92,7 +92,7 @@ def line_chart(
         label: What the chart shows, for people who cannot see it; the last values are added.
         x_label: Text below the horizontal axis.
         y_format: Text of a vertical tick.
-        x_ticks: Ticks of the horizontal axis, its ends the first and last; empty takes round numbers within the data.
+        x_ticks: Ticks of the horizontal axis, its ends the first and last; empty takes whole numbers within the data.
         y_floor, y_ceiling: Values that the vertical axis must reach, and not pass where the data do not.
     """
     drawn = [line for line in series if any(math.isfinite(y) for y in line.y)]
@@ -108,7 +108,8 @@ def line_chart(
         x_low, x_high = x_ticks[0], x_ticks[-1]
     if x_high <= x_low:
         x_low, x_high = x_low - 1, x_high + 1
-    ticks = x_ticks or [tick for tick in nice_ticks(x_low, x_high) if x_low <= tick <= x_high]
+    # Steps and ranks are whole numbers.
+    ticks = x_ticks or [tick for tick in nice_ticks(x_low, x_high) if x_low <= tick <= x_high and tick == round(tick)]
 
     def px(x: float) -> float:
         return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)

@@ -89,10 +89,10 @@ path.s4 { stroke: var(--s4); } .band.s4, .dot.s4 { fill: var(--s4); }
 .ranks figcaption b { color: var(--ink); font-weight: 600; font-variant-numeric: tabular-nums; }
 .ranks ol { list-style: none; margin: 0; padding: 0 0 0 20px; border-left: 1px solid var(--rule); min-width: 0;
             display: grid; grid-template-columns: repeat(10, minmax(0, 1fr)); gap: 10px; }
-.crop { position: relative; display: block; aspect-ratio: 1 / 2; border: 3px solid var(--soft); border-radius: 5px;
+.crop { position: relative; display: block; border: 3px solid var(--soft); border-radius: 5px;
         background: var(--grey); overflow: hidden; }
-.crop img { display: block; width: 100%; height: 100%; object-fit: contain; }
-.crop .gone { position: absolute; inset: 0; display: grid; place-content: center; text-align: center; padding: 2px;
+.crop img { display: block; width: 100%; aspect-ratio: 1 / 2; object-fit: contain; }
+.crop .gone { display: grid; aspect-ratio: 1 / 2; place-content: center; text-align: center; padding: 2px;
               font-size: .72rem; line-height: 1.25; color: var(--soft); }
 .right .crop { border-color: var(--right); }
 .wrong .crop { border-color: var(--wrong); border-style: dashed; }

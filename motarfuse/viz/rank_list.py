@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-CARD_WIDTH_PX, CARD_HEIGHT_PX = 128, 256
 GAP_PX, MARGIN_PX, BORDER_PX = 14, 24, 5
+# Inside its border a card is 120 x 240: most person crops fill it.
+CARD_WIDTH_PX, CARD_HEIGHT_PX = 120 + 2 * BORDER_PX, 240 + 2 * BORDER_PX
 LABEL_SIZE_PX, TITLE_SIZE_PX = 17, 20
 LINE_PX = LABEL_SIZE_PX + 6
 PAPER, INK, FAINT = "#ffffff", "#1c1f24", "#667080"
@@ -55,7 +56,7 @@ def draw_rank_list(
         columns: Results a row.
 
     Returns:
-        RGB image; each crop fits in 128 x 256 pixels, its proportions kept.
+        RGB image; each crop fits in 120 x 240 pixels, its proportions kept.
 
     Raises:
         ValueError: ``columns`` below 1.
@@ -88,7 +89,7 @@ def draw_rank_list(
         if entry.match is not None:
             _mark(draw, (place[0] + CARD_WIDTH_PX - 26, place[1] + CARD_HEIGHT_PX - 26), entry.match, colour)
         below = place[1] + CARD_HEIGHT_PX + 5
-        _label(draw, (place[0], below), f"{index + 1}   {entry.score:.3f}", INK)
+        _label(draw, (place[0], below), f"#{index + 1}: {entry.score:.3f}", INK)
         known = [f"id {entry.pid}"] * (entry.pid != -1) + [f"cam {entry.camid}"] * (entry.camid != -1)
         _label(draw, (place[0], below + LINE_PX), ", ".join(known), FAINT)
     return picture

@@ -30,7 +30,8 @@ def rank_section(evaluations: Sequence[Evaluation]) -> str:
     intro = (
         '<p class="lead">The query is on the left, its best answers follow in order with scores. A tick and a '
         "solid green frame mark the right person, a cross and a dashed red frame somebody else. Gallery images that "
-        "the protocol leaves out (the same person from the same camera) are not shown. Cameras count from 0.</p>"
+        "the protocol leaves out (the same person from the same camera) are not shown. Identities and cameras have the "
+        "numbers that the dataset's loader gives them.</p>"
     )
     missing = sum(not uri for uri in embedded.values())
     if missing:

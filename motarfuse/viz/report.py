@@ -184,10 +184,11 @@ def _training(run: RunFolder) -> str:
         series = [
             _logged(events, key, name) for name, events in run.history.items() if any(key in event for event in events)
         ]
-        if series:
+        # A single evaluation is no curve, and the results above have its numbers.
+        if any(len(line.x) > 1 for line in series):
             chart = line_chart(series, label=caption, x_label="step", y_format=format_percent, y_floor=0.0)
             figures.append(_figure(f"{caption} while training", "each evaluation set", chart))
-    return f'<div class="charts">{"".join(figures)}</div>'
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
 def _logged(events: Sequence[dict[str, Any]], key: str, name: str) -> Series:

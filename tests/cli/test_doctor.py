@@ -8,12 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from motarfuse import doctor
+from motarfuse import _native, doctor
 from motarfuse.cli.main import main
 
 # Stands in for a package that is not installed, in a fresh process.
@@ -151,8 +152,8 @@ def test_an_unusable_preference_is_noted_and_not_fatal(package: Path, monkeypatc
 
 
 def test_a_library_of_other_sources_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    if doctor.native_findings()[0].detail.startswith("motarfuse._C is"):
-        pytest.skip("_C is not loaded here")
+    if not _native.status().operators_loaded:
+        pytest.skip(_native.status().operators_error)
     monkeypatch.setattr("motarfuse._build.operator_digest", lambda source: "0123456789abcdef")
     found = doctor.native_findings()[0]
     assert (found.name, found.ok, found.remedy) == ("_C", False, "run `motarfuse build`")
@@ -168,3 +169,18 @@ def test_a_gpu_without_a_cuda_build_of_torch_is_a_fault(monkeypatch: pytest.Monk
     assert found.ok is False
     assert "is a CPU build" in found.detail
     assert "CUDA build of torch" in found.remedy
+
+
+def test_operators_without_cuda_beside_a_gpu_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    status = _native.status()
+    if not status.operators_loaded:
+        pytest.skip(status.operators_error)
+    without = replace(status, operators_info={**status.operators_info, "cuda": None})
+    monkeypatch.setattr(_native, "status", lambda: without)
+    monkeypatch.setattr("motarfuse._build.operator_digest", lambda source: status.operators_info["sources"])
+    assert doctor.native_findings()[0].ok is True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = doctor.native_findings()[0]
+    assert (found.ok, found.detail) == (False, "loaded, but built without CUDA, and a GPU is here")
+    assert "motarfuse build --cuda 1" in found.remedy

@@ -8,7 +8,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motarfuse.data import load_dataset
@@ -228,6 +228,7 @@ def test_the_true_lists_of_occluded_duke_load_with_the_published_counts(tmp_path
     assert dataset.queries_without_match() == []
 
 
+@settings(deadline=None)
 @given(
     pid=st.integers(-1, 99_999), camera=st.integers(1, 99), rest=st.from_regex(r"(s\d|_f\d+)?(_\w*)?", fullmatch=True)
 )
@@ -235,12 +236,14 @@ def test_a_name_gives_back_the_labels_it_was_made_of(pid: int, camera: int, rest
     assert parse_market_name(f"{pid:04d}_c{camera}{rest}.jpg") == (pid, camera - 1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="aB01².-_", max_size=8), max_size=8, unique=True), st.randoms())
 def test_natural_order_does_not_depend_on_the_order_of_the_folder(names: list[str], random: Random) -> None:
     listed = random.sample(names, len(names))
     assert sorted(listed, key=natural_key) == sorted(names, key=natural_key)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.integers(0, 10**6))
 def test_natural_order_compares_numbers_by_value(a: int, b: int) -> None:
     assert (natural_key(f"frame{a}.jpg") < natural_key(f"frame{b}.jpg")) == (a < b)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ def _apply(images: Tensor, config: AugmentConfig, seed: int = 0) -> Tensor:
     return TrainTransform(config)(images, torch.Generator().manual_seed(seed))
 
 
-def _with(**settings: object) -> AugmentConfig:
+def _with(**settings: Any) -> AugmentConfig:
     return dataclasses.replace(OFF, **settings)
 
 

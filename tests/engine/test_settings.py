@@ -103,9 +103,8 @@ class Outer:
 
 
 def test_unknown_keys_name_the_nearest_and_all_that_exist() -> None:
-    with pytest.raises(
-        ConfigError, match=r"unknown key inner\.rat; did you mean inner\.rate\? \(keys of inner: rate\)"
-    ):
+    message = r"unknown key inner\.rat; did you mean inner\.rate\? \(keys of inner: rate\)"
+    with pytest.raises(ConfigError, match=message):
         from_mapping(Outer, {"inner": {"rat": "1"}})
 
 

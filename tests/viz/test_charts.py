@@ -54,6 +54,11 @@ def test_a_larger_value_is_drawn_higher_and_a_later_one_further_right() -> None:
     assert y0 - y1 == pytest.approx(2 * (y0 - y2), abs=0.11)
 
 
+def test_steps_are_marked_at_whole_numbers() -> None:
+    svg = line_chart([Series("a", [1, 2, 3], [5.0, 5.0, 5.0])], label="a", x_label="step")
+    assert re.findall(r'text-anchor="middle">(\d[^<]*)<', svg) == ["1", "2", "3"]
+
+
 def test_values_that_are_not_finite_break_the_line() -> None:
     svg = line_chart([Series("a", range(5), [1, 2, math.nan, math.inf, 3])], label="a", x_label="step")
     assert [len(piece) for piece in points(svg)] == [2, 1]

@@ -6,4 +6,15 @@ from motarfuse.data.synthped.layout import KEYPOINTS, PARTS
 from motarfuse.data.synthped.occluders import OCCLUDERS
 from motarfuse.data.synthped.write import write_synthped
 
-__all__ = ["KEYPOINTS", "OCCLUDERS", "PARTS", "PROTOCOLS", "SETS", "VERSION", "SynthPed", "SynthPedConfig", "SynthPedImages", "write_synthped"]
+__all__ = [
+    "KEYPOINTS",
+    "OCCLUDERS",
+    "PARTS",
+    "PROTOCOLS",
+    "SETS",
+    "VERSION",
+    "SynthPed",
+    "SynthPedConfig",
+    "SynthPedImages",
+    "write_synthped",
+]

@@ -1,4 +1,4 @@
-"""How cameras see: where they stand, how they light, colour, blur and pixelate, and what changes from image to image."""
+"""How cameras see: where they stand, how they light, colour, blur and pixelate, what changes from image to image."""
 
 from __future__ import annotations
 
@@ -64,10 +64,15 @@ def view(style: Style) -> View:
 
 def light(style: Style) -> Light:
     """A lamp above the scene, to one side; ambient and direct light add up to about one on a body's middle."""
-    ambient = style.uniform("ambient", 0.42, 0.78)
+    ambient = style.uniform("ambient", 0.46, 0.80)
     direct = 1.04 - ambient
     side = style.uniform("light side", -1.0, 1.0)
-    return Light(x=0.9 * direct * side, y=-0.25 * direct * np.ones_like(side), depth=direct * (1.0 - 0.35 * side * side), ambient=ambient)
+    return Light(
+        x=0.9 * direct * side,
+        y=-0.25 * direct * np.ones_like(side),
+        depth=direct * (1.0 - 0.35 * side * side),
+        ambient=ambient,
+    )
 
 
 @dataclass(frozen=True)
@@ -97,9 +102,11 @@ def optics(style: Style, height: int, width: int) -> Optics:
     matrix = (saturation * np.eye(3) + (1.0 - saturation) * grey) * gains[:, :, None]
     r[:, at["matrix00"] : at["matrix00"] + 9] = matrix.reshape(n, 9)
     haze = np.maximum(style.uniform("haze", -18.0, 26.0), 0.0)
-    r[:, at["offset0"] : at["offset0"] + 3] = haze[:, None] * np.stack([1.0 + 0.1 * temperature, np.ones(n), 1.0 - 0.1 * temperature], axis=1)
+    r[:, at["offset0"] : at["offset0"] + 3] = haze[:, None] * np.stack(
+        [1.0 + 0.1 * temperature, np.ones(n), 1.0 - 0.1 * temperature], axis=1
+    )
 
-    exposure = style.uniform("exposure", 0.72, 1.34) * image.normal("exposure jitter", 1.0, 0.05)
+    exposure = style.uniform("exposure", 0.84, 1.5) * image.normal("exposure jitter", 1.0, 0.05)
     fall_x, fall_y = style.uniform("fall x", -0.16, 0.16) / width, style.uniform("fall y", -0.14, 0.18) / height
     r[:, at["light_base"]] = exposure - 0.5 * (fall_x * width + fall_y * height)
     r[:, at["light_x"]], r[:, at["light_y"]] = fall_x, fall_y
@@ -107,23 +114,28 @@ def optics(style: Style, height: int, width: int) -> Optics:
     r[:, at["dapple"]] = np.where(dappled, image.uniform("dapple", 0.12, 0.5), 0.0)
     r[:, at["dapple_gain"]], r[:, at["dapple_bias"]] = 5.0, image.uniform("dapple bias", -0.8, 0.8)
     r[:, at["dapple_scale"]] = image.uniform("dapple scale", 0.5, 1.3) / unit
-    r[:, at["dapple_x"]], r[:, at["dapple_y"]] = image.uniform("dapple x", 0.0, 256.0), image.uniform("dapple y", 0.0, 256.0)
+    r[:, at["dapple_x"]], r[:, at["dapple_y"]] = (
+        image.uniform("dapple x", 0.0, 256.0),
+        image.uniform("dapple y", 0.0, 256.0),
+    )
 
-    coarse = np.maximum(style.uniform("resolution", 0.6, 2.2) * image.uniform("resolution jitter", 0.85, 1.15), 1.0) * unit
+    coarse = (
+        np.maximum(style.uniform("resolution", 0.6, 2.0) * image.uniform("resolution jitter", 0.85, 1.15), 1.0) * unit
+    )
     coarse = np.maximum(coarse, 1.0)
-    blur = style.uniform("blur", 0.28, 0.75) * unit * np.maximum(coarse / unit, 1.0) ** 0.7
+    blur = style.uniform("blur", 0.26, 0.62) * unit * np.maximum(coarse / unit, 1.0) ** 0.7
     moving = np.where(image.chance("motion blur", 0.15), image.uniform("motion", 0.3, 1.1) * unit, 0.0)
     for axis, sigma in (("x", np.sqrt(blur * blur + moving * moving)), ("y", blur)):
         taps = np.exp(-0.5 * (np.arange(4) / np.maximum(sigma, 0.2)[:, None]) ** 2)
         taps /= taps[:, :1] + 2.0 * taps[:, 1:].sum(axis=1, keepdims=True)
         r[:, at[f"kernel_{axis}0"] : at[f"kernel_{axis}0"] + 4] = taps
     r[:, at["sharpen"]] = np.maximum(style.uniform("sharpen", -0.5, 1.5), 0.0)
-    r[:, at["noise_luma"]] = style.uniform("grain", 0.5, 7.0)
+    r[:, at["noise_luma"]] = style.uniform("grain", 0.5, 5.5)
     r[:, at["noise_chroma"]] = style.uniform("blotches", 0.0, 6.0)
     r[:, at["noise_x"]], r[:, at["noise_y"]] = image.integer("noise x", 256), image.integer("noise y", 256)
 
     x = np.arange(layout.CURVE_SIZE) / (layout.CURVE_SIZE - 1.0)
-    gamma = style.uniform("gamma", 0.74, 1.32)[:, None]
+    gamma = style.uniform("gamma", 0.72, 1.22)[:, None]
     bend = style.uniform("contrast", -0.25, 0.75)[:, None]
     y = x[None, :] ** gamma
     y = y + bend * (y * y * (3.0 - 2.0 * y) - y)

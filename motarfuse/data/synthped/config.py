@@ -66,7 +66,9 @@ class SynthPedConfig:
         if not 0.0 <= self.jitter <= 0.2:
             raise ConfigError(f"synthped: jitter must be in [0, 0.2], got {self.jitter}")
         if not 0.05 <= self.occlusion[0] < self.occlusion[1] <= 0.8 or self.occlusion[1] - self.occlusion[0] < 0.1:
-            raise ConfigError(f"synthped: occlusion must be two shares in [0.05, 0.8], at least 0.1 apart, got {self.occlusion}")
+            raise ConfigError(
+                f"synthped: occlusion must be two shares in [0.05, 0.8], at least 0.1 apart, got {self.occlusion}"
+            )
         if not 0.2 <= self.partial[0] < self.partial[1] <= 0.95:
             raise ConfigError(f"synthped: partial must be two growing shares in [0.2, 0.95], got {self.partial}")
 
@@ -80,7 +82,12 @@ class SynthPedConfig:
 
     def _whole(self, name: str, least: int, most: int | None = None) -> None:
         value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or value < least
+            or (most is not None and value > most)
+        ):
             bounds = f"at least {least}" if most is None else f"in {least}..{most}"
             raise ConfigError(f"synthped: {name} must be a whole number {bounds}, got {value!r}")
 

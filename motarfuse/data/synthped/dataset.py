@@ -15,6 +15,9 @@ from motarfuse.data.synthped.scene import Shots
 # Sets of images; every protocol is a training set, a query set and a gallery of these.
 SETS = ("train", "gallery", "query_holistic", "query_occluded", "query_partial")
 
+# Images laid out at once: enough to spread the interpreter's time over, small enough to stay in the caches.
+BLOCK = 256
+
 # An occluder that hides too little or too much is resized and drawn again, at most so often.
 _ATTEMPTS = 10
 
@@ -44,7 +47,9 @@ class SynthPedImages:
     @staticmethod
     def join(blocks: list[SynthPedImages]) -> SynthPedImages:
         """All rows of several blocks, in order."""
-        return SynthPedImages(**{f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(SynthPedImages)})
+        return SynthPedImages(
+            **{f.name: np.concatenate([getattr(b, f.name) for b in blocks]) for f in fields(SynthPedImages)}
+        )
 
 
 class SynthPed:
@@ -149,7 +154,9 @@ class SynthPed:
         """
         shots = self.shots(name)
         n = len(shots) if limit is None else min(limit, len(shots))
-        blocks = [self.draw(shots.take(slice(i, min(i + 128, n))), threads=threads, impl=impl) for i in range(0, n, 128)]
+        blocks = [
+            self.draw(shots.take(slice(i, min(i + BLOCK, n))), threads=threads, impl=impl) for i in range(0, n, BLOCK)
+        ]
         return SynthPedImages.join(blocks or [self.draw(shots.take(slice(0, 0)), impl=impl)])
 
     @staticmethod

@@ -1,7 +1,7 @@
 """Random numbers that depend on what they are for and on nothing else.
 
-A draw is a hash of (key of the row, name of the field, position): no generator state, so that images can be drawn in any
-order, by any number of workers and with any version of numpy, and a new field never moves the others.
+A draw is a hash of (key of the row, name of the field, position): no generator state, so that images can be drawn in
+any order, by any number of workers and with any version of numpy, and a new field never moves the others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Keys = NDArray[np.uint64]
 
 
 def _mix(x: Keys) -> Keys:
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection whose output bits all depend on all input bits."""
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection, each output bit depends on all input bits."""
     x = x ^ (x >> np.uint64(30))
     x = x * np.uint64(0xBF58476D1CE4E5B9)
     x = x ^ (x >> np.uint64(27))
@@ -60,7 +60,9 @@ class Draws:
         """Independent draws for the same rows."""
         return Draws(_mix(self.keys ^ np.uint64(_name_hash("fork " + name))))
 
-    def uniform(self, name: str, low: float | Floats = 0.0, high: float | Floats = 1.0, columns: int | None = None) -> Floats:
+    def uniform(
+        self, name: str, low: float | Floats = 0.0, high: float | Floats = 1.0, columns: int | None = None
+    ) -> Floats:
         """Uniform in [low, high); shape (n,), or (n, columns)."""
         base = self.keys + np.uint64(_name_hash(name))
         if columns is None:
@@ -71,7 +73,7 @@ class Draws:
         return low + unit * (high - low)
 
     def normal(self, name: str, mean: float | Floats = 0.0, std: float | Floats = 1.0) -> Floats:
-        """Bell-shaped with the given mean and deviation, never beyond 3.5 deviations: a sum of four uniforms, exact everywhere."""
+        """Bell-shaped with the given mean and deviation, never beyond 3.5 of it: an exact sum of four uniforms."""
         total = self.uniform(name, columns=4).sum(axis=1)
         return mean + (total - 2.0) * np.sqrt(3.0) * std
 
@@ -86,4 +88,6 @@ class Draws:
     def choice(self, name: str, weights: Sequence[float]) -> NDArray[np.int64]:
         """An index into ``weights``, drawn in proportion to them."""
         edges = np.cumsum(np.asarray(weights, dtype=np.float64))
-        return np.minimum(np.searchsorted(edges, self.uniform(name) * edges[-1], side="right"), len(edges) - 1).astype(np.int64)
+        return np.minimum(np.searchsorted(edges, self.uniform(name) * edges[-1], side="right"), len(edges) - 1).astype(
+            np.int64
+        )

@@ -16,7 +16,18 @@ TOPS = ("t-shirt", "shirt", "jacket", "coat", "dress", "tank top")
 T_SHIRT, SHIRT, JACKET, COAT, DRESS, TANK = range(6)
 BOTTOMS = ("slim trousers", "jeans", "wide trousers", "shorts", "skirt", "leggings")
 SLIM, JEANS, WIDE, SHORTS, SKIRT, LEGGINGS = range(6)
-TOP_TEXTURES = ("plain", "hoops", "pinstripes", "checks", "front print", "back print", "two-tone", "mottled", "open", "v-neck")
+TOP_TEXTURES = (
+    "plain",
+    "hoops",
+    "pinstripes",
+    "checks",
+    "front print",
+    "back print",
+    "two-tone",
+    "mottled",
+    "open",
+    "v-neck",
+)
 PLAIN, HOOPS, PINSTRIPES, CHECKS, FRONT_PRINT, BACK_PRINT, TWO_TONE, MOTTLED, OPEN, V_NECK = range(10)
 BOTTOM_TEXTURES = ("plain", "side stripe", "checks", "mottled", "faded")
 B_PLAIN, B_SIDE, B_CHECKS, B_MOTTLED, B_FADED = range(5)
@@ -55,13 +66,32 @@ _CLOTH_RGB = np.asarray([c[0] for c in _CLOTH], dtype=np.float64)
 _TOP_WEIGHTS = [float(c[1]) for c in _CLOTH]
 _BOTTOM_WEIGHTS = [float(c[2]) for c in _CLOTH]
 
-_SKIN = np.asarray([(240, 200, 176), (226, 180, 150), (204, 154, 122), (170, 120, 88), (122, 82, 60), (84, 56, 44)], dtype=np.float64)
-_HAIR_RGB = np.asarray([(22, 19, 20), (44, 32, 28), (84, 56, 38), (128, 88, 52), (190, 154, 96), (150, 148, 148), (120, 50, 32)], dtype=np.float64)
-_BAG_RGB = np.asarray(
-    [(26, 26, 30), (50, 56, 76), (112, 74, 46), (150, 36, 42), (176, 150, 116), (60, 92, 64), (222, 220, 214), (216, 120, 44), (58, 116, 170), (122, 122, 126)],
+_SKIN = np.asarray(
+    [(240, 200, 176), (226, 180, 150), (204, 154, 122), (170, 120, 88), (122, 82, 60), (84, 56, 44)], dtype=np.float64
+)
+_HAIR_RGB = np.asarray(
+    [(22, 19, 20), (44, 32, 28), (84, 56, 38), (128, 88, 52), (190, 154, 96), (150, 148, 148), (120, 50, 32)],
     dtype=np.float64,
 )
-_SHOE_RGB = np.asarray([(30, 28, 30), (230, 230, 228), (96, 62, 42), (120, 122, 126), (170, 40, 44), (50, 70, 130), (196, 160, 120)], dtype=np.float64)
+_BAG_RGB = np.asarray(
+    [
+        (26, 26, 30),
+        (50, 56, 76),
+        (112, 74, 46),
+        (150, 36, 42),
+        (176, 150, 116),
+        (60, 92, 64),
+        (222, 220, 214),
+        (216, 120, 44),
+        (58, 116, 170),
+        (122, 122, 126),
+    ],
+    dtype=np.float64,
+)
+_SHOE_RGB = np.asarray(
+    [(30, 28, 30), (230, 230, 228), (96, 62, 42), (120, 122, 126), (170, 40, 44), (50, 70, 130), (196, 160, 120)],
+    dtype=np.float64,
+)
 
 
 @dataclass(frozen=True)
@@ -151,7 +181,7 @@ def _opposite(base: Floats) -> Floats:
 
 
 def identities(seed: int, indices: Ints, confusers: int) -> Identities:
-    """Draws the people with the given indices; blocks of ``confusers`` successive indices share their clothes' colours."""
+    """Draws the people with the given indices; blocks of ``confusers`` successive ones share their clothes' colours."""
     own = Draws(keys(seed, "identity", indices))
     group_index = indices // confusers
     group = Draws(keys(seed, "wardrobe", group_index))
@@ -168,9 +198,7 @@ def identities(seed: int, indices: Ints, confusers: int) -> Identities:
     top_second = _contrast(top_colour, second, _opposite(top_colour))
     third = _colour(own, "top third", _CLOTH_RGB, own.choice("top third colour", _TOP_WEIGHTS), 14.0)
 
-    top = np.where(
-        feminine, own.choice("top f", (20, 22, 20, 12, 16, 10)), own.choice("top m", (34, 26, 28, 10, 0, 2))
-    )
+    top = np.where(feminine, own.choice("top f", (20, 22, 20, 12, 16, 10)), own.choice("top m", (34, 26, 28, 10, 0, 2)))
     outer = (top == JACKET) | (top == COAT)
     texture = np.where(
         outer,
@@ -185,7 +213,11 @@ def identities(seed: int, indices: Ints, confusers: int) -> Identities:
     plain_sleeve = own.chance("raglan", 0.18) & (top != DRESS)
     length = np.select(
         [top == COAT, top == DRESS, top == JACKET],
-        [own.uniform("coat hem", 0.24, 0.42), own.uniform("dress hem", 0.18, 0.40), own.uniform("jacket hem", 0.43, 0.50)],
+        [
+            own.uniform("coat hem", 0.24, 0.42),
+            own.uniform("dress hem", 0.18, 0.40),
+            own.uniform("jacket hem", 0.43, 0.50),
+        ],
         own.uniform("top hem", 0.45, 0.53),
     )
 
@@ -195,17 +227,27 @@ def identities(seed: int, indices: Ints, confusers: int) -> Identities:
     bottom = np.where(top == DRESS, np.where(own.chance("bare legs", 0.5), SHORTS, LEGGINGS), bottom)
     bottom_length = np.select(
         [bottom == SHORTS, bottom == SKIRT, bottom == WIDE],
-        [own.uniform("shorts hem", 0.27, 0.38), own.uniform("skirt hem", 0.14, 0.40), own.uniform("wide hem", 0.02, 0.05)],
+        [
+            own.uniform("shorts hem", 0.27, 0.38),
+            own.uniform("skirt hem", 0.14, 0.40),
+            own.uniform("wide hem", 0.02, 0.05),
+        ],
         own.uniform("trouser hem", 0.035, 0.085),
     )
     bottom_texture = np.where(bottom == JEANS, B_FADED, own.choice("bottom texture", (60, 14, 9, 10, 7)))
     bottom_second = _contrast(
-        bottom_colour, _colour(own, "bottom second", _CLOTH_RGB, own.choice("bottom second colour", _TOP_WEIGHTS), 14.0), _opposite(bottom_colour)
+        bottom_colour,
+        _colour(own, "bottom second", _CLOTH_RGB, own.choice("bottom second colour", _TOP_WEIGHTS), 14.0),
+        _opposite(bottom_colour),
     )
-    bottom_second = np.where((bottom_texture == B_FADED)[:, None], np.clip(bottom_colour * 1.25 + 18.0, 0.0, 240.0), bottom_second)
+    bottom_second = np.where(
+        (bottom_texture == B_FADED)[:, None], np.clip(bottom_colour * 1.25 + 18.0, 0.0, 240.0), bottom_second
+    )
 
     skin_tone = own.choice("skin", (26, 30, 20, 11, 8, 5))
-    hair = np.where(feminine, own.choice("hair f", (0, 6, 22, 36, 20, 10, 6)), own.choice("hair m", (12, 76, 5, 2, 1, 0, 4)))
+    hair = np.where(
+        feminine, own.choice("hair f", (0, 6, 22, 36, 20, 10, 6)), own.choice("hair m", (12, 76, 5, 2, 1, 0, 4))
+    )
     hair_colour = _colour(own, "hair", _HAIR_RGB, own.choice("hair colour", (40, 24, 14, 8, 7, 6, 3)), 7.0)
     shaved = (hair == SHAVED)[:, None]
     skin = _colour(own, "skin", _SKIN, skin_tone, 7.0)
@@ -226,7 +268,7 @@ def identities(seed: int, indices: Ints, confusers: int) -> Identities:
         shape=shape,
         head=own.normal("head", 1.0, 0.05),
         leg=own.normal("leg", 1.0, 0.025),
-        shoulder=0.102 + 0.014 * build - 0.014 * shape + own.normal("shoulder", 0.0, 0.005),
+        shoulder=0.087 + 0.012 * build - 0.012 * shape + own.normal("shoulder", 0.0, 0.005),
         hip=0.046 + 0.008 * build + 0.006 * shape,
         arm=own.normal("arm", 1.0, 0.03),
         skin=skin,
@@ -260,12 +302,22 @@ def identities(seed: int, indices: Ints, confusers: int) -> Identities:
         bottom_length=bottom_length,
         shoe_colour=shoe,
         sole_colour=np.where(own.chance("white sole", 0.45)[:, None], 224.0, 0.6 * shoe),
-        boot=np.where(boots, own.uniform("boot", 0.08, 0.24), np.where(own.chance("sock", 0.5), own.uniform("sock height", 0.07, 0.13), 0.05)),
-        sock_colour=np.where(boots[:, None], shoe, np.where(own.chance("white sock", 0.6)[:, None], 222.0, 40.0 + 0.0 * shoe)),
+        boot=np.where(
+            boots,
+            own.uniform("boot", 0.08, 0.24),
+            np.where(own.chance("sock", 0.5), own.uniform("sock height", 0.07, 0.13), 0.05),
+        ),
+        sock_colour=np.where(
+            boots[:, None], shoe, np.where(own.chance("white sock", 0.6)[:, None], 222.0, 40.0 + 0.0 * shoe)
+        ),
         bag=bag,
         bag_side=np.where(own.chance("bag side", 0.5), 1.0, -1.0),
         bag_colour=bag_colour,
-        bag_second=_contrast(bag_colour, _colour(own, "bag second", _BAG_RGB, own.integer("bag second colour", 10), 10.0), _opposite(bag_colour)),
+        bag_second=_contrast(
+            bag_colour,
+            _colour(own, "bag second", _BAG_RGB, own.integer("bag second colour", 10), 10.0),
+            _opposite(bag_colour),
+        ),
         bag_size=own.uniform("bag size"),
         stride=own.normal("stride", 25.0, 4.0),
         swing=own.normal("swing", 22.0, 9.0),

@@ -1,4 +1,4 @@
-"""The tables that the scene builder, both rasterisers and the ground truth share: parts, keypoints, primitive fields."""
+"""Tables that the scene builder, both rasterisers and the ground truth share: parts, keypoints, primitive fields."""
 
 from __future__ import annotations
 
@@ -122,6 +122,8 @@ FIELDS: Final = (
     "noise_v",
     "contact",
     "contact_inverse",
+    "contact_gain",
+    "contact_bias",
 )
 FIELD: Final = {name: index for index, name in enumerate(FIELDS)}
 NUM_FIELDS: Final = len(FIELDS)

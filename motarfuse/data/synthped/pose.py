@@ -28,7 +28,7 @@ class Gait:
 
 
 def sample_gait(people: Identities, draws: Draws) -> Gait:
-    """Walking (three of four) or standing, with what the hands do: swing, hold a telephone, sit in a pocket, carry a bag."""
+    """Walking (three of four) or standing, with what the hands do: swing, hold a telephone, hide in a pocket, carry."""
     n = len(people)
     walking = draws.chance("walking", 0.78)
     stride = np.where(walking, people.stride * draws.uniform("stride", 0.75, 1.2), draws.uniform("stand", 1.0, 7.0))
@@ -40,7 +40,11 @@ def sample_gait(people: Identities, draws: Draws) -> Gait:
         carries = ((people.bag == HANDBAG) | (people.bag == CARRIER)) & (people.bag_side == side)
         hand = np.where(carries, 0, hand)
         spread = draws.uniform("elbow " + name, 0.6, 1.4)
-        elbow = np.select([hand == 1, hand == 2, hand == 3], [125.0 + 15.0 * spread, 48.0, 95.0 + 20.0 * spread], people.elbow * spread)
+        elbow = np.select(
+            [hand == 1, hand == 2, hand == 3],
+            [125.0 + 15.0 * spread, 48.0, 95.0 + 20.0 * spread],
+            people.elbow * spread,
+        )
         lift = np.select([hand == 1, hand == 2, hand == 3], [25.0 * spread, -18.0, 12.0 * spread], 0.0)
         hooked = carries & (people.bag == HANDBAG) & (people.bag_size < 0.5)
         elbows.append(np.where(hooked, 80.0, np.where(carries, 8.0, elbow)))
@@ -59,13 +63,13 @@ def sample_gait(people: Identities, draws: Draws) -> Gait:
 
 
 def _direction(flexion: Floats, abduction: Floats) -> Floats:
-    """Unit vector of a limb that hangs down at 0; flexion turns it forward, abduction to the person's left (degrees)."""
+    """Unit vector of a limb that hangs at 0; flexion turns it forward, abduction to the person's left (degrees)."""
     f, a = flexion * DEGREE, abduction * DEGREE
     return np.stack([np.sin(a), -np.cos(a) * np.cos(f), np.cos(a) * np.sin(f)], axis=1)
 
 
 def _turn(points: Floats, angle: Floats) -> Floats:
-    """Rotation about the vertical; positive turns the front to the person's left. points (n, ..., 3), angle in degrees."""
+    """Rotation about the vertical, (n, ..., 3) by (n,) degrees; positive turns the front to the person's left."""
     c, s = np.cos(angle * DEGREE), np.sin(angle * DEGREE)
     shape = (len(angle),) + (1,) * (points.ndim - 2)
     c, s = c.reshape(shape), s.reshape(shape)
@@ -79,12 +83,12 @@ def _vector(x: Floats | float, y: Floats | float, z: Floats | float, n: int) -> 
 
 # Lengths in heights of the body (Drillis and Contini 1966, rounded).
 THIGH, SHIN, ANKLE, FOOT = 0.245, 0.235, 0.04, 0.115
-TRUNK, NECK, HEAD = 0.29, 0.045, 0.13
+TRUNK, NECK, HEAD = 0.285, 0.038, 0.136
 UPPER_ARM, LOWER_ARM, HAND = 0.172, 0.15, 0.06
 
 
 def joints(people: Identities, gait: Gait) -> dict[str, Floats]:
-    """3D joints of n bodies, each (n, 3): x to the person's left, y up from the ground, z forward, in heights of the body."""
+    """3D joints of n bodies, (n, 3) each in heights of the body: x to the person's left, y up, z forward."""
     n = len(people)
     zero = np.zeros(n)
     j: dict[str, Floats] = {}
@@ -98,7 +102,11 @@ def joints(people: Identities, gait: Gait) -> dict[str, Floats]:
         hip = _turn(_vector(side * people.hip, 0.0, 0.0, n), -twist)
         flexion = gait.stride * np.sin(phase) + 0.12 * gait.stride
         swinging = np.maximum(np.cos(phase), 0.0)
-        knee_angle = 4.0 + people.knee * (gait.stride / 25.0) * swinging * swinging + 0.25 * gait.stride * np.maximum(-np.cos(phase), 0.0)
+        knee_angle = (
+            4.0
+            + people.knee * (gait.stride / 25.0) * swinging * swinging
+            + 0.25 * gait.stride * np.maximum(-np.cos(phase), 0.0)
+        )
         spread = side * np.full(n, 2.0)
         thigh = _direction(flexion, spread)
         shin = _direction(flexion - knee_angle, 0.4 * spread)
@@ -131,7 +139,7 @@ def joints(people: Identities, gait: Gait) -> dict[str, Floats]:
         j[name + "_eye"] = j["chin"] + 0.48 * head * head_up + scale * (0.046 * forward + side * 0.018 * across)
         j[name + "_ear"] = j["chin"] + 0.42 * head * head_up + scale * (-0.004 * forward + side * 0.043 * across)
         phase = gait.phase + (0.0 if side > 0 else np.pi)
-        shoulder = j["neck"] - 0.022 * up + _turn(_vector(side * people.shoulder, 0.0, 0.0, n), 0.7 * twist)
+        shoulder = j["neck"] - 0.030 * up + _turn(_vector(side * people.shoulder, 0.0, 0.0, n), 0.7 * twist)
         lift, bend = (gait.lift_left, gait.elbow_left) if side > 0 else (gait.lift_right, gait.elbow_right)
         forward_swing = -np.sin(phase)
         flexion = gait.swing * forward_swing + lift + people.lean
@@ -142,7 +150,9 @@ def joints(people: Identities, gait: Gait) -> dict[str, Floats]:
         elbow = shoulder + (UPPER_ARM * people.arm)[:, None] * upper
         wrist = elbow + (LOWER_ARM * people.arm)[:, None] * lower
         j[name + "_shoulder"], j[name + "_elbow"], j[name + "_wrist"] = shoulder, elbow, wrist
-        j[name + "_hand"] = wrist + HAND * _turn(_direction(flexion + bend * 0.9, 0.3 * side * people.arm_out + inward), 0.7 * twist)
+        j[name + "_hand"] = wrist + HAND * _turn(
+            _direction(flexion + bend * 0.9, 0.3 * side * people.arm_out + inward), 0.7 * twist
+        )
     ground = np.minimum(lowest[0], lowest[1])
     offset = np.stack([zero, -ground, zero], axis=1)
     return {name: value + offset for name, value in j.items()}

@@ -1,22 +1,37 @@
-"""A growing list of primitives per image: what the scene builders write and the rasterisers read."""
+"""A growing list of primitives per image: what the scene builders write and the rasterisers read.
+
+Arrays are field-major, (fields, capacity, n), so that every assignment writes one contiguous row; what follows from the
+written values is computed once for all primitives of all images in `Primitives.finish`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from motarfuse.data.synthped import layout
 from motarfuse.data.synthped.draws import Floats
-from motarfuse.data.synthped.layout import FIELD
+from motarfuse.data.synthped.layout import FIELD, NUM_FIELDS, STATIONS
 
-Value = Floats | NDArray[np.int64] | NDArray[np.bool_] | float | int
+Value = NDArray[Any] | float | int
 Colour = Floats | tuple[float, float, float]
 
-# Geometry is rounded to this fraction of a pixel: the last bit of a sine may differ between machines, its pixel may not.
-_QUANTUM = 1024.0
+# Geometry is rounded to this fraction of a pixel, scales and directions to a finer one: the last bit of a sine may
+# differ between machines, its pixel may not.
+_QUANTUM, _FINE_QUANTUM = 2.0**10, 2.0**20
+_FINE = (
+    "axis_x", "axis_y", "station_scale", "v_scale", "u_flat", "v0", "contact_inverse", "soft_inverse",
+    "noise_u", "noise_v", "centre1", "light_lateral", "light_depth",
+)  # fmt: skip
+_SCALE = np.full(NUM_FIELDS, _QUANTUM)
+_SCALE[[FIELD[name] for name in _FINE]] = _FINE_QUANTUM
+
+_T, _WIDTH, _CENTRE, _COLOUR = FIELD["t0"], FIELD["width0"], FIELD["centre0"], FIELD["colour0_r"]
+_NOISE = tuple(FIELD[f"noise_{name}"] for name in "xyuv")
 
 
 @dataclass(frozen=True)
@@ -37,36 +52,38 @@ class Primitives:
     """Up to ``capacity`` primitives for each of n images."""
 
     def __init__(self, n: int, capacity: int) -> None:
-        self.values = np.zeros((n, capacity, layout.NUM_FIELDS))
-        self.depth = np.full((n, capacity), np.inf)
+        self.values = np.zeros((NUM_FIELDS, capacity, n))
+        self.order = np.zeros((capacity, n))
+        self.end = np.zeros((2, capacity, n))
+        self.lit = np.zeros(capacity, bool)
         self.count = 0
 
-    def _next(self) -> tuple[Floats, int]:
+    def _next(self) -> int:
         if self.count == self.values.shape[1]:
             raise RuntimeError(f"synthped: more than {self.count} primitives")
         self.count += 1
-        return self.values[:, self.count - 1], self.count - 1
+        return self.count - 1
 
-    @staticmethod
-    def _paint(row: Floats, colours: Sequence[Colour], texture: Value, t: Sequence[Value]) -> None:
-        for k in range(3):
-            at = FIELD[f"colour{k}_r"]
-            row[:, at : at + 3] = np.asarray(colours[min(k, len(colours) - 1)])
-        row[:, FIELD["texture"]] = texture
-        for k, value in enumerate(t):
-            row[:, FIELD[f"t{k}"]] = value
+    def _paint(self, k: int, colours: Sequence[Colour], texture: Value, t: Sequence[Value]) -> None:
+        values = self.values
+        for i in range(3):
+            colour = np.asarray(colours[min(i, len(colours) - 1)])
+            values[_COLOUR + 3 * i : _COLOUR + 3 * i + 3, k] = colour.T if colour.ndim == 2 else colour[:, None]
+        values[FIELD["texture"], k] = texture
+        for i, value in enumerate(t):
+            values[_T + i, k] = value
 
     def sweep(
         self,
-        start: Floats,
-        end: Floats,
+        start: Floats | None,
+        end: Floats | None,
         widths: Sequence[Value],
         colours: Sequence[Colour],
         *,
         active: Value = True,
         label: Value = layout.NO_LABEL,
         layer: int = layout.LAYER_SCENE,
-        centres: Sequence[Value] = (0.0,),
+        centres: Sequence[Value] = (),
         cap: Value = 1.0,
         soft: Value = 1.0,
         opacity: Value = 1.0,
@@ -77,53 +94,47 @@ class Primitives:
         u_flat: Value = 0.0,
         v0: Value = 0.0,
         v_scale: Value = 0.0,
-        light: Light | None = None,
+        lit: bool = False,
         shade: Value = 1.0,
         wrinkle: Value = 0.0,
-        noise: Sequence[Value] = (0.0, 0.0, 0.0, 0.0),
+        noise: Sequence[Value] = (),
         contact: Value = 0.0,
         contact_reach: Value = 2.0,
-        depth: Value = 0.0,
-    ) -> None:
-        """A strip of varying half width about the axis start -> end (pixels), with elliptic ends of ``cap`` half widths.
+        depth: Value | None = None,
+    ) -> int:
+        """A strip of varying half width about the axis start -> end (pixels); its ends are ``cap`` half widths long.
 
-        ``widths`` and ``centres`` are given at five even stations along the axis (a single value holds for all); without
-        a light the shade is constant. ``noise`` is the offset (x, y) and the scales (u, v) in the noise tile.
+        ``widths`` and ``centres`` are given at five even stations along the axis (the last one holds for those that are
+        missing); where ``lit`` is False the shade is constant. ``noise`` is the offset (x, y) and the scales (u, v) in
+        the noise tile. Far ones are painted first: without ``depth`` in the order of the calls. Returns its number;
+        ends that are None are filled in by the caller.
         """
-        row, k = self._next()
-        f = FIELD
-        axis = end - start
-        length = np.sqrt(axis[:, 0] * axis[:, 0] + axis[:, 1] * axis[:, 1])
-        short = length < 0.05
-        safe = np.where(short, 1.0, length)
-        ax, ay = np.where(short, 0.0, axis[:, 0] / safe), np.where(short, 1.0, axis[:, 1] / safe)
-        length = np.maximum(length, 0.05)
-        row[:, f["shape"]] = np.where(active, layout.SHAPE_SWEEP, layout.SHAPE_NONE)
-        row[:, f["label"]] = label
-        row[:, f["layer"]] = layer
-        row[:, f["start_x"]], row[:, f["start_y"]] = start[:, 0], start[:, 1]
-        row[:, f["axis_x"]], row[:, f["axis_y"]], row[:, f["length"]] = ax, ay, length
-        row[:, f["station_scale"]] = (layout.STATIONS - 1) / length
-        for i in range(layout.STATIONS):
-            row[:, f["width0"] + i] = widths[min(i, len(widths) - 1)]
-            row[:, f["centre0"] + i] = centres[min(i, len(centres) - 1)]
-        row[:, f["cap_inverse"]] = 1.0 / np.maximum(cap, 0.02)
-        row[:, f["soft_inverse"]] = 1.0 / np.maximum(soft, 0.5)
-        row[:, f["opacity"]] = opacity
-        self._paint(row, colours, texture, t)
-        row[:, f["u0"]], row[:, f["u_angle"]], row[:, f["u_flat"]] = u0, u_angle, u_flat
-        row[:, f["v0"]], row[:, f["v_scale"]] = v0, v_scale
-        if light is None:
-            row[:, f["ambient"]] = shade
-        else:
-            row[:, f["ambient"]] = light.ambient * shade
-            row[:, f["light_lateral"]] = (light.x * ay - light.y * ax) * shade
-            row[:, f["light_depth"]] = light.depth * shade
-        row[:, f["wrinkle"]] = wrinkle
-        for name, value in zip(("noise_x", "noise_y", "noise_u", "noise_v"), noise):
-            row[:, f[name]] = value
-        row[:, f["contact"]], row[:, f["contact_inverse"]] = contact, 1.0 / np.maximum(contact_reach, 0.5)
-        self.depth[:, k] = depth
+        k = self._next()
+        f, values = FIELD, self.values
+        if start is not None and end is not None:
+            values[f["start_x"] : f["start_y"] + 1, k] = start.T
+            self.end[:, k] = end.T
+        values[f["shape"], k] = np.where(active, layout.SHAPE_SWEEP, layout.SHAPE_NONE)
+        values[f["label"], k] = label
+        values[f["layer"], k] = layer
+        for i in range(STATIONS):
+            values[_WIDTH + i, k] = widths[min(i, len(widths) - 1)]
+        for i in range(STATIONS if centres else 0):
+            values[_CENTRE + i, k] = centres[min(i, len(centres) - 1)]
+        # Reciprocals are taken in `finish`.
+        values[f["cap_inverse"], k], values[f["soft_inverse"], k], values[f["opacity"], k] = cap, soft, opacity
+        self._paint(k, colours, texture, t)
+        values[f["u0"], k], values[f["u_angle"], k], values[f["u_flat"], k] = u0, u_angle, u_flat
+        values[f["v0"], k], values[f["v_scale"], k] = v0, v_scale
+        self.lit[k] = lit
+        values[f["ambient"], k] = shade
+        values[f["wrinkle"], k] = wrinkle
+        for at, value in zip(_NOISE, noise, strict=False):
+            values[at, k] = value
+        values[f["contact"], k], values[f["contact_inverse"], k] = contact, contact_reach
+        values[f["contact_bias"], k] = 1.0
+        self.order[k] = float(k) if depth is None else depth
+        return k
 
     def plane(
         self,
@@ -153,66 +164,89 @@ class Primitives:
         With ``perspective`` 0 the texture lies flat, u = u_scale (x - column), v = v_scale y; otherwise it recedes to
         ``horizon``: v = perspective / (y - horizon), u = u_scale (x - column) / (y - horizon).
         """
-        row, k = self._next()
-        f = FIELD
-        row[:, f["shape"]] = np.where(active, layout.SHAPE_PLANE, layout.SHAPE_NONE)
-        row[:, f["label"]] = layout.NO_LABEL
-        row[:, f["start_x"]], row[:, f["start_y"]] = point
-        row[:, f["axis_x"]], row[:, f["axis_y"]] = normal
-        row[:, f["width0"]], row[:, f["width0"] + 1], row[:, f["width0"] + 2] = horizon, perspective, nearest
-        row[:, f["centre0"]], row[:, f["centre0"] + 1] = column, u_scale
-        row[:, f["soft_inverse"]] = 1.0 / np.maximum(soft, 0.5)
-        row[:, f["opacity"]] = 1.0
-        self._paint(row, colours, texture, t)
-        row[:, f["u0"]], row[:, f["v0"]], row[:, f["v_scale"]] = u0, v0, v_scale
-        row[:, f["ambient"]], row[:, f["light_lateral"]], row[:, f["light_depth"]] = shade, shade_x, shade_y
-        row[:, f["noise_x"]], row[:, f["noise_y"]] = noise
-        self.depth[:, k] = float(k)
+        k = self._next()
+        f, values = FIELD, self.values
+        values[f["shape"], k] = np.where(active, layout.SHAPE_PLANE, layout.SHAPE_NONE)
+        values[f["label"], k] = layout.NO_LABEL
+        values[f["start_x"], k], values[f["start_y"], k] = point
+        values[f["axis_x"], k], values[f["axis_y"], k] = normal
+        values[_WIDTH, k], values[_WIDTH + 1, k], values[_WIDTH + 2, k] = horizon, perspective, nearest
+        values[_CENTRE, k], values[_CENTRE + 1, k] = column, u_scale
+        values[f["cap_inverse"], k], values[f["soft_inverse"], k], values[f["opacity"], k] = 1.0, soft, 1.0
+        self._paint(k, colours, texture, t)
+        values[f["u0"], k], values[f["v0"], k], values[f["v_scale"], k] = u0, v0, v_scale
+        values[f["ambient"], k], values[f["light_lateral"], k], values[f["light_depth"], k] = shade, shade_x, shade_y
+        values[f["noise_x"], k], values[f["noise_y"], k] = noise
+        values[f["contact_inverse"], k] = 1.0
+        self.order[k] = float(k)
 
-    def sorted(self) -> Floats:
-        """(n, count, fields), far to near."""
-        order = np.argsort(self.depth[:, : self.count], axis=1, kind="stable")
-        return np.take_along_axis(self.values[:, : self.count], order[:, :, None], axis=1)
+    def finish(self, light: Light | None = None) -> NDArray[np.float32]:
+        """Computes what follows from the written values: (n, most in one image, fields) float32, far to near."""
+        f, count = FIELD, self.count
+        values, sweep = self.values[:, :count], self.values[f["shape"], :count] == layout.SHAPE_SWEEP
+        start = values[f["start_x"] : f["start_y"] + 1]
+        axis = self.end[:, :count] - start
+        length = np.sqrt(axis[0] * axis[0] + axis[1] * axis[1])
+        short = length < 0.05
+        axis /= np.where(short, 1.0, length)
+        axis[0][short], axis[1][short] = 0.0, 1.0
+        length = np.maximum(length, 0.05)
+        for i, name in enumerate(("axis_x", "axis_y")):
+            values[f[name]] = np.where(sweep, axis[i], values[f[name]])
+        values[f["length"]] = length
+        values[f["station_scale"]] = (STATIONS - 1) / length
+        values[f["cap_inverse"]] = 1.0 / np.maximum(values[f["cap_inverse"]], 0.02)
+        values[f["soft_inverse"]] = 1.0 / np.maximum(values[f["soft_inverse"]], 0.5)
+        values[f["contact_inverse"]] = 1.0 / np.maximum(values[f["contact_inverse"]], 0.5)
+        lit = np.flatnonzero(self.lit[:count])
+        if light is not None and len(lit):
+            shade = values[f["ambient"], lit]
+            values[f["light_lateral"], lit] = (light.x * axis[1, lit] - light.y * axis[0, lit]) * shade
+            values[f["light_depth"], lit] = light.depth * shade
+            values[f["ambient"], lit] = light.ambient * shade
+        present = values[f["shape"]] != layout.SHAPE_NONE
+        most = int(present.sum(axis=0).max(initial=0))
+        rank = np.argsort(np.where(present, self.order[:count], np.inf), axis=0, kind="stable")[:most]
+        chosen = np.take_along_axis(values, rank[None], axis=1)
+        chosen *= _SCALE[:, None, None]
+        np.round(chosen, out=chosen)
+        chosen *= (1.0 / _SCALE)[:, None, None]
+        return np.ascontiguousarray(chosen.astype(np.float32).transpose(2, 1, 0))
 
 
-def pack(groups: Sequence[tuple[Floats, NDArray[np.int64] | None]], n: int, height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+def pack(
+    groups: Sequence[tuple[NDArray[np.float32], NDArray[np.int64] | None]], n: int, height: int, width: int
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Joins groups of primitives, painted in the order given.
 
     Args:
-        groups: (values (m, p, fields), rows): the images that the m entries belong to, None for all n.
+        groups: (primitives (m, p, fields), rows): the images that the m entries belong to, None for all n.
+        n: Images.
+        height: Of an image.
+        width: Of an image.
 
     Returns:
         Primitives (n, P, fields) float32 and their boxes (n, P, 4) int32: x0, y0, x1, y1, conservative, clipped.
     """
     total = sum(values.shape[1] for values, _ in groups)
-    result = np.zeros((n, total, layout.NUM_FIELDS), np.float32)
+    result = np.zeros((n, total, NUM_FIELDS), np.float32)
     at = 0
     for values, rows in groups:
-        rounded = np.round(values * _QUANTUM) * (1.0 / _QUANTUM)
-        # Scales and directions need more than a thousandth.
-        for name in _FINE:
-            rounded[..., FIELD[name]] = np.round(values[..., FIELD[name]] * 2.0**20) * 2.0**-20
-        result[slice(None) if rows is None else rows, at : at + values.shape[1]] = rounded
+        result[slice(None) if rows is None else rows, at : at + values.shape[1]] = values
         at += values.shape[1]
     return result, _boxes(result, height, width)
 
 
-_FINE = (
-    "axis_x", "axis_y", "station_scale", "v_scale", "u_flat", "v0", "contact_inverse", "soft_inverse", "noise_u", "noise_v",
-    "centre1", "light_lateral", "light_depth",
-)  # fmt: skip
-
-
 def _boxes(p: NDArray[np.float32], height: int, width: int) -> NDArray[np.int32]:
     f = FIELD
-    widths = p[..., f["width0"] : f["width0"] + layout.STATIONS]
-    centres = p[..., f["centre0"] : f["centre0"] + layout.STATIONS]
-    soft = 0.5 / np.maximum(p[..., f["soft_inverse"]], 1e-3) + 1.0
+    soft = 1.0 / np.maximum(p[..., f["soft_inverse"]], 1e-3) + 1.0
     contact = np.where(p[..., f["contact"]] > 0, 1.0 / np.maximum(p[..., f["contact_inverse"]], 1e-3), 0.0)
-    reach = widths.max(axis=-1) + np.abs(centres).max(axis=-1) + np.maximum(soft, contact)
+    half = p[..., _WIDTH : _WIDTH + STATIONS].max(axis=-1)
+    shift = np.abs(p[..., _CENTRE : _CENTRE + STATIONS]).max(axis=-1)
     # Along the axis an end reaches cap times as far as across it.
-    cap = np.maximum(1.0, 1.0 / np.maximum(p[..., f["cap_inverse"]], 1e-3))
-    margin = reach * cap
+    margin = (half + shift + np.maximum(soft, contact)) * np.maximum(
+        1.0, 1.0 / np.maximum(p[..., f["cap_inverse"]], 1e-3)
+    )
     sweep = p[..., f["shape"]] == layout.SHAPE_SWEEP
     boxes = np.empty((*p.shape[:2], 4), np.int32)
     for k, (start, axis, size) in enumerate((("start_x", "axis_x", width), ("start_y", "axis_y", height))):

@@ -25,7 +25,9 @@ def _check(module: ModuleType) -> bool:
         and module.synthped_response_fields == layout.NUM_RESPONSE
     )
     if not fits:
-        console.warn("motarfuse._host was built from other sources; SynthPed is drawn in numpy, slowly (run `motarfuse build`)")
+        console.warn(
+            "motarfuse._host was built from other sources; SynthPed is drawn in numpy, slowly (run `motarfuse build`)"
+        )
     return fits
 
 

@@ -1,6 +1,6 @@
 """The rasteriser in numpy: the definition of the pixels, and what draws them where ``motarfuse._host`` is not built.
 
-Line for line the arithmetic of csrc/host/synthped.cpp in fp32: + - * / sqrt floor min max in the same order, so that both
+Line for line the arithmetic of csrc/host/synthped.cpp in fp32: + - * / floor min max in the same order, so that both
 give the same bits. Slow (some 15 ms a crop), complete.
 """
 
@@ -15,7 +15,7 @@ from motarfuse.data.synthped.layout import FIELD, RESPONSE_FIELD, TEXTURE
 Float = np.float32
 Image = NDArray[np.float32]
 
-_F = {name: index for name, index in FIELD.items()}
+_F = dict(FIELD)
 
 
 def _c(value: float) -> np.float32:
@@ -52,11 +52,14 @@ def _sweep(p: Image, x: Image, y: Image) -> tuple[Image, Image, Image, Image, Im
     mid = (((c[0] + (c[1] - c[0]) * f1) + (c[2] - c[1]) * f2) + (c[3] - c[2]) * f3) + (c[4] - c[3]) * f4
     s = lateral - mid
     over = (along - inside) * p[f["cap_inverse"]]
-    distance = np.sqrt(s * s + over * over) - half
+    inverse = _ONE / np.maximum(half, _c(0.25))
+    distance = ((s * s + over * over) - half * half) * (inverse * _HALF)
     cover = _clamp01(_HALF - distance * p[f["soft_inverse"]]) * p[f["opacity"]]
-    q = np.minimum(np.maximum(s / np.maximum(half, _c(0.25)), -_ONE), _ONE)
+    q = np.minimum(np.maximum(s * inverse, -_ONE), _ONE)
     qq = q * q
-    shade = p[f["ambient"]] + np.maximum(q * p[f["light_lateral"]] + np.sqrt(_ONE - qq) * p[f["light_depth"]], _ZERO)
+    q4 = qq * qq
+    facing = _ONE - _HALF * (qq + q4 * q4)
+    shade = p[f["ambient"]] + np.maximum(q * p[f["light_lateral"]] + facing * p[f["light_depth"]], _ZERO)
     angle = q * (_c(0.64) + _c(0.36) * qq)
     u = (p[f["u0"]] + angle * p[f["u_angle"]]) + s * p[f["u_flat"]]
     turn = _FOUR if p[f["u_flat"]] == 0 else _ZERO
@@ -128,7 +131,9 @@ def _texture(p: Image, tiles: Image, shade: Image, u: Image, v: Image) -> tuple[
         course = np.floor(gv + _HALF)
         gu = u * t[0] + (course - np.floor(course * _HALF) * _TWO) * stagger
         line_u, line_v = _clamp01((_triangle(gu) - t[2]) * t[3]), _clamp01((_triangle(gv + _HALF) - t[2]) * t[3])
-        bed = _texel(white, np.floor(gu) + nx, course + ny) * t[4] + _texel(smooth, u * t[5] + nx, v * t[5] + ny) * _c(0.4)
+        bed = _texel(white, np.floor(gu) + nx, course + ny) * t[4] + _texel(smooth, u * t[5] + nx, v * t[5] + ny) * _c(
+            0.4
+        )
         f = _clamp01(bed + _c(0.3))
         g = np.maximum(line_u, line_v)
     elif kind == TEXTURE["leaves"]:
@@ -163,11 +168,13 @@ def _face(t: Image, u: Image, v: Image) -> tuple[Image, Image]:
     return f, np.maximum(np.maximum(eye, glasses), mouth) * (_ONE - f)
 
 
-def _draw(primitives: Image, boxes: NDArray[np.int32], tiles: Image, height: int, width: int) -> tuple[Image, NDArray, NDArray]:
+def _draw(
+    primitives: Image, boxes: NDArray[np.int32], tiles: Image, height: int, width: int
+) -> tuple[Image, NDArray, NDArray]:
     planes = np.zeros((3, height, width), np.float32)
     visible = np.zeros((height, width), np.uint8)
     amodal = np.zeros((height, width), np.uint8)
-    for p, box in zip(primitives, boxes):
+    for p, box in zip(primitives, boxes, strict=True):
         shape = int(p[_F["shape"]])
         x0, y0, x1, y1 = max(int(box[0]), 0), max(int(box[1]), 0), min(int(box[2]), width), min(int(box[3]), height)
         if shape == layout.SHAPE_NONE or x0 >= x1 or y0 >= y1:
@@ -179,7 +186,8 @@ def _draw(primitives: Image, boxes: NDArray[np.int32], tiles: Image, height: int
         area = (slice(y0, y1), slice(x0, x1))
         contact = p[_F["contact"]]
         if contact > 0:
-            near = _clamp01(_ONE - distance * p[_F["contact_inverse"]]) * contact
+            fade = _clamp01(v * p[_F["contact_gain"]] + p[_F["contact_bias"]])
+            near = _clamp01(_ONE - distance * p[_F["contact_inverse"]]) * (fade * contact)
             keep = np.where(amodal[area] != 0, _ONE - near, _ONE)
             for plane in planes:
                 plane[area] = plane[area] * keep
@@ -194,9 +202,12 @@ def _draw(primitives: Image, boxes: NDArray[np.int32], tiles: Image, height: int
         if label == layout.NO_LABEL:
             continue
         covered = cover >= _HALF
-        visible[area][covered] = label
+        labels = np.full(covered.shape, label, np.uint8)
+        if int(p[_F["texture"]]) == TEXTURE["face"]:
+            labels[f >= _HALF] = int(p[_F["t5"]])
+        visible[area][covered] = labels[covered]
         if int(p[_F["layer"]]) == layout.LAYER_SUBJECT:
-            amodal[area][covered] = label
+            amodal[area][covered] = labels[covered]
     return planes, visible, amodal
 
 

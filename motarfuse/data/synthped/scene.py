@@ -7,11 +7,11 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from motarfuse.data.synthped import camera, layout, occluders, pose, scenery
-from motarfuse.data.synthped.body import BodyPainter, Frame
+from motarfuse.data.synthped import body, camera, layout, occluders, pose, scenery
 from motarfuse.data.synthped.config import SynthPedConfig
 from motarfuse.data.synthped.draws import Draws, Floats, keys
 from motarfuse.data.synthped.identity import Identities, identities
+from motarfuse.data.synthped.limbs import Frame
 from motarfuse.data.synthped.primitives import Light, pack
 
 Ints = NDArray[np.int64]
@@ -76,18 +76,23 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
     joints = pose.joints(people, gait)
     frame, in_frame = _frame(config, shots, draws, people, joints, view)
     light = camera.light(style)
-    body = BodyPainter(people, joints, gait.head_yaw, view, frame, light, draws)
-    painted = body.paint()
+    painted = body.paint(people, joints, gait.head_yaw, view, frame, light, draws)
 
     box = _box(joints, view)
     pixels = frame.pixels(box.reshape(n, 2, 2)).reshape(n, 4)
-    ground, _ = view.project(np.stack([0.5 * (joints[s + "_heel"] + joints[s + "_toe"]) for s in ("left", "right")], axis=1))
+    ground, _ = view.project(
+        np.stack([0.5 * (joints[s + "_heel"] + joints[s + "_toe"]) for s in ("left", "right")], axis=1)
+    )
     feet = frame.pixels(ground)
     shade = scenery.shadow(style, feet, frame.scale, style.uniform("shadow", 0.1, 0.75))
-    groups: list[tuple[Floats, Ints | None]] = [(scenery.paint(style, height, width, view.elevation), None)]
+    groups: list[tuple[NDArray[np.float32], Ints | None]] = [
+        (scenery.paint(style, height, width, view.elevation), None)
+    ]
     far = np.flatnonzero(draws.chance("passer-by", 0.2))
     if len(far):
-        groups.append((_passer_by(config, draws.at(far).fork("far"), shots.key[far], frame, light, view, far, None), far))
+        groups.append(
+            (_passer_by(config, draws.at(far).fork("far"), shots.key[far], frame, light, view, far, None), far)
+        )
     groups += [(shade, None), (painted, None)]
 
     occluded = shots.kind == OCCLUDED
@@ -96,10 +101,26 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
     rows = np.flatnonzero(occluded)
     if len(rows):
         scaled = Light(light.x[rows], light.y[rows], light.depth[rows], light.ambient[rows])
-        groups.append((occluders.paint(kind[rows], size[rows], pixels[rows], draws.at(rows), scaled, height, width), rows))
+        groups.append(
+            (occluders.paint(kind[rows], size[rows], pixels[rows], draws.at(rows), scaled, height, width), rows)
+        )
     near = np.flatnonzero(kind == occluders.PEDESTRIAN)
     if len(near):
-        groups.append((_passer_by(config, draws.at(near).fork("near"), shots.key[near] + 1_000_000_000, frame, light, view, near, (size[near], pixels[near])), near))
+        groups.append(
+            (
+                _passer_by(
+                    config,
+                    draws.at(near).fork("near"),
+                    shots.key[near] + 1_000_000_000,
+                    frame,
+                    light,
+                    view,
+                    near,
+                    (size[near], pixels[near]),
+                ),
+                near,
+            )
+        )
 
     primitives, boxes = pack(groups, n, height, width)
     optics = camera.optics(style, height, width)
@@ -134,7 +155,9 @@ def _box(joints: dict[str, Floats], view: pose.View) -> Floats:
     return np.concatenate([low - np.asarray([0.03, 0.015]), high + np.asarray([0.03, 0.012])], axis=1)
 
 
-def _frame(config: SynthPedConfig, shots: Shots, draws: Draws, people: Identities, joints: dict[str, Floats], view: pose.View) -> tuple[Frame, Floats]:
+def _frame(
+    config: SynthPedConfig, shots: Shots, draws: Draws, people: Identities, joints: dict[str, Floats], view: pose.View
+) -> tuple[Frame, Floats]:
     """Where the crop's window lies: tight around the body with some inaccuracy, or around a part of it."""
     height, width = config.size
     box = _box(joints, view)
@@ -163,7 +186,9 @@ def _frame(config: SynthPedConfig, shots: Shots, draws: Draws, people: Identitie
     centre_y = 0.5 * (y0 + y1) + draws.normal("jitter y", 0.0, 0.6 * config.jitter)
     # A cut must stay a cut: the window's own edge lies on the image's edge.
     edge_y = np.where(bottom < 1.0, height - sy * y1, np.where(top > 0.0, -sy * y0, 0.5 * height - sy * centre_y))
-    edge_x = np.where(window_right < 1.0, width - sx * x1, np.where(window_left > 0.0, -sx * x0, 0.5 * width - sx * centre_x))
+    edge_x = np.where(
+        window_right < 1.0, width - sx * x1, np.where(window_left > 0.0, -sx * x0, 0.5 * width - sx * centre_x)
+    )
     frame = Frame(origin=np.stack([edge_x, edge_y], axis=1), scale=np.stack([sx, sy], axis=1))
     a, b = frame.pixels(box[:, :2]), frame.pixels(box[:, 2:])
     limit = np.asarray([width, height], dtype=np.float64)
@@ -180,14 +205,18 @@ def _passer_by(
     view: pose.View,
     rows: Ints,
     before: tuple[Floats, Floats] | None,
-) -> Floats:
-    """Another person, smaller behind the subject or as large in front of it; ``before`` is (share to hide, subject's box)."""
+) -> NDArray[np.float32]:
+    """Another person, smaller behind the subject or in front of it; ``before`` is (share to hide, subject's box)."""
     height, width = config.size
-    m = len(rows)
     people = identities(config.seed, _PASSERS_BY + key, 1)
     gait = pose.sample_gait(people, draws)
     joints = pose.joints(people, gait)
-    seen = pose.View(view.yaw[rows] + draws.uniform("turn", -180.0, 180.0), view.elevation[rows], view.roll[rows], view.perspective[rows])
+    seen = pose.View(
+        view.yaw[rows] + draws.uniform("turn", -180.0, 180.0),
+        view.elevation[rows],
+        view.roll[rows],
+        view.perspective[rows],
+    )
     if before is None:
         scale = frame.scale[rows] * draws.uniform("far scale", 0.3, 0.85)[:, None]
         x = draws.uniform("far x", -0.1, 1.1) * width
@@ -198,14 +227,15 @@ def _passer_by(
         wide = box[:, 2] - box[:, 0]
         side = np.where(draws.chance("near side", 0.5), 1.0, -1.0)
         # The more it shall hide the nearer to the subject's middle it walks.
-        x = 0.5 * (box[:, 0] + box[:, 2]) + side * np.maximum(0.95 - 1.25 * share, 0.0) * np.maximum(wide, 0.32 * scale[:, 0])
+        x = 0.5 * (box[:, 0] + box[:, 2]) + side * np.maximum(0.95 - 1.25 * share, 0.0) * np.maximum(
+            wide, 0.32 * scale[:, 0]
+        )
         y = 0.5 * (box[:, 1] + box[:, 3]) + draws.uniform("near y", 0.02, 0.22) * (box[:, 3] - box[:, 1])
     other = Frame(origin=np.stack([x, y], axis=1), scale=scale)
     layer = layout.LAYER_SCENE if before is None else layout.LAYER_OCCLUDER
     label = layout.NO_LABEL if before is None else layout.OCCLUDER
     lamp = light.take(rows)
-    assert len(people) == m
-    return BodyPainter(people, joints, gait.head_yaw, seen, other, lamp, draws, layer=layer, label=label).paint()
+    return body.paint(people, joints, gait.head_yaw, seen, other, lamp, draws, layer=layer, label=label)
 
 
 def _facing(joints: dict[str, Floats], view: pose.View, depth: Floats) -> NDArray[np.bool_]:

@@ -36,7 +36,7 @@ def _cells(side: int, points: int) -> NDArray[np.float64]:
     best = np.full((side, side), np.inf)
     tile = np.zeros((side, side))
     axis = np.arange(side) + 0.5
-    for x, y, s, v in zip(px, py, stretch, value):
+    for x, y, s, v in zip(px, py, stretch, value, strict=True):
         dx = np.abs(axis - x)
         dy = np.abs(axis - y)
         distance = (np.minimum(dx, side - dx) ** 2 * s)[None, :] + (np.minimum(dy, side - dy) ** 2 / s)[:, None]

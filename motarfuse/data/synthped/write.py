@@ -19,14 +19,13 @@ from PIL import Image
 from motarfuse.console import track
 from motarfuse.data.synthped import layout
 from motarfuse.data.synthped.config import PROTOCOLS, VERSION, SynthPedConfig
-from motarfuse.data.synthped.dataset import SynthPed, SynthPedImages
+from motarfuse.data.synthped.dataset import BLOCK, SynthPed, SynthPedImages
 from motarfuse.data.synthped.occluders import OCCLUDERS
 from motarfuse.data.synthped.scene import Shots
 from motarfuse.errors import ConfigError, OutputError
 
 FORMATS = ("jpg", "png")
 JPEG_QUALITY = 92
-_BLOCK = 128
 
 
 def write_synthped(
@@ -115,7 +114,9 @@ def _check_target(root: Path, overwrite: bool) -> None:
     if not overwrite:
         raise OutputError(f"{root} is not empty; name another folder, or ask to overwrite it")
     if not _is_benchmark(root):
-        raise OutputError(f"{root} holds something that is not a SynthPed benchmark and is not overwritten; name another folder")
+        raise OutputError(
+            f"{root} holds something that is not a SynthPed benchmark and is not overwritten; name another folder"
+        )
 
 
 def _is_benchmark(root: Path) -> bool:
@@ -147,7 +148,9 @@ def _output_errors(root: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder that can be written"
+        advice = (
+            "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose a folder that can be written"
+        )
         raise OutputError(f"cannot write SynthPed to {root}: {reason}; {advice}") from error
 
 
@@ -156,7 +159,7 @@ def file_names(synthped: SynthPed, shots: Shots, image_format: str = "jpg") -> l
     pids = synthped.pids(shots)
     frames: dict[tuple[int, int], int] = {}
     names = []
-    for pid, camera, key in zip(pids.tolist(), shots.camera.tolist(), shots.key.tolist()):
+    for pid, camera, key in zip(pids.tolist(), shots.camera.tolist(), shots.key.tolist(), strict=True):
         count = frames.get((pid, camera), 0) + 1
         frames[pid, camera] = count
         # Frames of different sets never meet: ten thousand each, the set's number first.
@@ -180,21 +183,23 @@ def _write_all(
                 homes[name] = target
     names = {name: file_names(synthped, synthped.shots(name), image_format) for name in homes}
     blocks = [
-        (name, start, min(start + _BLOCK, len(names[name]))) for name in homes for start in range(0, len(names[name]), _BLOCK)
+        (name, start, min(start + BLOCK, len(names[name])))
+        for name in homes
+        for start in range(0, len(names[name]), BLOCK)
     ]
     drawn: dict[str, list[SynthPedImages]] = {name: [] for name in homes}
 
     def work(block: tuple[str, int, int]) -> SynthPedImages:
         name, start, stop = block
         images = synthped.draw(synthped.shots(name).take(slice(start, stop)))
-        for pixels, file_name in zip(images.images, names[name][start:stop]):
+        for pixels, file_name in zip(images.images, names[name][start:stop], strict=True):
             save_image(pixels, homes[name] / file_name)
         return images.without_pixels()
 
     with ThreadPoolExecutor(workers) as pool:
         waiting: list[Future[SynthPedImages]] = [pool.submit(work, block) for block in blocks]
         try:
-            for (name, _, _), future in track(list(zip(blocks, waiting)), "drawing SynthPed"):
+            for (name, _, _), future in track(list(zip(blocks, waiting, strict=True)), "drawing SynthPed"):
                 drawn[name].append(future.result())
         finally:
             for future in waiting:
