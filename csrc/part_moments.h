@@ -40,6 +40,22 @@ MOTARFUSE_HOST_DEVICE C finite_maximum(C maximum) {
   return maximum == -static_cast<C>(INFINITY) ? C(0) : maximum;
 }
 
+// A factor as the sum of two numbers: one alone would be off by up to half a unit in its last place, and the exponential
+// multiplies that error by the exponent.
+template <class C>
+struct SplitFactor {
+  C high, low;
+
+  explicit SplitFactor(double factor)
+      : high(static_cast<C>(factor)), low(static_cast<C>(factor - static_cast<double>(high))) {}
+
+  // difference * factor for a difference <= 0, to the last place where exp of it is not 0; -inf stays -inf.
+  MOTARFUSE_HOST_DEVICE C times(C difference) const {
+    const C product = difference * high;
+    return product < C(-1000) ? product : product + difference * low;
+  }
+};
+
 // Sums over cells, relative to the maximum that the exponentials were taken against.
 template <class V>
 struct Moments {

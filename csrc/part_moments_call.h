@@ -47,7 +47,7 @@ struct MomentsCall {
   LogitsView grad_logits;
   AffineView grad_affine;
   int64_t batch = 0, parts = 0, height = 0, width = 0;
-  double temperature = 1.0;
+  double inverse_temperature = 1.0;
 
   MOTARFUSE_HOST_DEVICE int64_t num_rows() const { return batch * parts; }
   MOTARFUSE_HOST_DEVICE int64_t num_cells() const { return height * width; }
@@ -74,7 +74,7 @@ MOTARFUSE_HOST_DEVICE RowGradient<C> read_row_gradient(const MomentsCall& call, 
   gradient.y = read_as<C>(in.keypoints, in.type, 2 * index + 1);
   for (int c = 0; c < 4; ++c) gradient.affine[c] = read_as<C>(in.affines, in.type, 4 * index + c);
   gradient.twice_confidence = C(2) * read_as<C>(in.confidence, in.type, index);
-  gradient.inverse_temperature = static_cast<C>(1.0 / call.temperature);
+  gradient.inverse_temperature = static_cast<C>(call.inverse_temperature);
   return gradient;
 }
 
@@ -104,7 +104,7 @@ inline MomentsCall moments_call(const Tensor& logits, const std::optional<Tensor
   call.parts = logits.size(1);
   call.height = height;
   call.width = width;
-  call.temperature = temperature;
+  call.inverse_temperature = 1.0 / temperature;
   check_shape(logits, {call.batch, call.parts, height * width}, "logits");
   call.logits = logits_view(logits);
   if (affine.has_value()) {

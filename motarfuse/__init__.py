@@ -1,7 +1,7 @@
 """Person re-identification from images and video with motion-aware fusion.
 
 ``motarfuse.ops`` holds the operators, ``motarfuse.nn`` the layers and losses, ``motarfuse.models`` the networks,
-``motarfuse.data`` the datasets, ``motarfuse.retrieval`` search and metrics, ``motarfuse.engine`` training and extraction.
+``motarfuse.data`` the datasets, ``motarfuse.retrieval`` search and metrics, ``motarfuse.engine`` training and features.
 Submodules are imported on first use, so that ``motarfuse doctor`` answers even where torch cannot be imported.
 """
 

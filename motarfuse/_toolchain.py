@@ -50,7 +50,8 @@ class Torch:
         """Raises `BuildError` where the operator library cannot be built against this torch."""
         if release(self.version) < OLDEST_TORCH:
             raise BuildError(
-                f"torch {self.version} at {self.root} is older than 2.10; install torch>=2.10, then run `motarfuse build`"
+                f"torch {self.version} at {self.root} is older than 2.10; "
+                "install torch>=2.10, then run `motarfuse build`"
             )
         if not (self.include / "torch" / "csrc" / "stable" / "library.h").is_file():
             raise BuildError(f"torch {self.version} at {self.root} has no C++ headers; install torch from its wheel")
@@ -164,7 +165,9 @@ def find_nvcc() -> Nvcc:
     for candidate in ([Path(on_path)] if on_path else []) + [DEFAULT_NVCC]:
         if candidate.is_file():
             return _inspect_nvcc(candidate)
-    raise BuildError("no nvcc on PATH; install a CUDA toolkit (12.4 or later) or set CUDA_HOME, then run `motarfuse build`")
+    raise BuildError(
+        "no nvcc on PATH; install a CUDA toolkit (12.4 or later) or set CUDA_HOME, then run `motarfuse build`"
+    )
 
 
 @functools.lru_cache(maxsize=4)

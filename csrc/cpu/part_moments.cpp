@@ -40,11 +40,13 @@ MOTARFUSE_INLINE C row_maximum(const C* logits, int64_t cells) {
   return largest;
 }
 
-// weights_i = exp((logits_i - origin) * scale) * factor
+// weights_i = exp((logits_i - origin) / temperature) * factor
 template <class C>
-MOTARFUSE_INLINE void exponentials(const C* __restrict logits, int64_t cells, C origin, C scale, C factor,
-                                   C* __restrict weights) {
-  for (int64_t i = 0; i < cells; ++i) weights[i] = exp_nonpositive((logits[i] - origin) * scale) * factor;
+MOTARFUSE_INLINE void exponentials(const C* __restrict logits, int64_t cells, C origin, SplitFactor<C> inverse_temperature,
+                                   C factor, C* __restrict weights) {
+  for (int64_t i = 0; i < cells; ++i) {
+    weights[i] = exp_nonpositive(inverse_temperature.times(logits[i] - origin)) * factor;
+  }
 }
 
 template <class C>
@@ -76,7 +78,7 @@ template <class C>
 MOTARFUSE_INLINE void forward_rows(const MomentsCall& call, const CellTable<C>& table, int64_t begin, int64_t end) {
   const int64_t cells = call.num_cells();
   const bool has_affine = call.affine.data != nullptr;
-  const C inverse_temperature = static_cast<C>(1.0 / call.temperature);
+  const SplitFactor<C> inverse_temperature(call.inverse_temperature);
   std::vector<C> scratch(2 * cells);
   C* const weights = scratch.data() + cells;
   for (int64_t index = begin; index < end; ++index) {
@@ -116,13 +118,14 @@ struct AddAffineGradients {
 template <class C>
 MOTARFUSE_INLINE void backward_rows(const MomentsCall& call, const CellTable<C>& table, int64_t begin, int64_t end) {
   const int64_t cells = call.num_cells();
+  const SplitFactor<C> inverse_temperature(call.inverse_temperature);
   std::vector<C> scratch(2 * cells);
   C* const weights = scratch.data() + cells;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t batch = index / call.parts, part = index % call.parts;
     const C* logits = row_of_logits(call.logits, batch, part, cells, scratch.data());
     const RowGradient<C> gradient = read_row_gradient<C>(call, index);
-    exponentials(logits, cells, gradient.row.maximum, gradient.inverse_temperature, gradient.row.inverse_sum, weights);
+    exponentials(logits, cells, gradient.row.maximum, inverse_temperature, gradient.row.inverse_sum, weights);
     if (call.grad_logits.data != nullptr) {
       C* const derivatives = scratch.data();  // the logits are not needed any more
       if (call.affine.data != nullptr) {

@@ -16,7 +16,10 @@ namespace {
 
 constexpr int kThreads = 256;
 // Blocks a multiprocessor must hold. Without a number ptxas aims higher on some architectures and spills for it.
-constexpr int kForwardBlocks = 2, kBackwardBlocks = 3;
+template <class T>
+constexpr int kForwardBlocks = sizeof(T) == 8 ? 1 : 2;
+template <class T>
+constexpr int kBackwardBlocks = sizeof(T) == 8 ? 2 : 3;
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
@@ -36,8 +39,26 @@ constexpr int kSteps = sizeof(A) == 4 ? 4 : 2;
 template <class T>
 constexpr int kSteps<T, NoAffine> = 2;
 
-__device__ __forceinline__ float exponential(float x) { return exp2f(x * 1.44269504088896341f); }
-__device__ __forceinline__ double exponential(double x) { return exp(x); }
+// exp(difference / temperature) for a difference <= 0. The factor turns it into an exponent of 2 for float; its second
+// part is below what half inputs resolve.
+template <class T>
+struct Exponential {
+  using C = Compute<T>;
+  SplitFactor<C> factor;
+
+  explicit Exponential(double inverse_temperature)
+      : factor(inverse_temperature * (sizeof(C) == sizeof(float) ? 1.44269504088896340736 : 1.0)) {}
+
+  __device__ __forceinline__ C operator()(C difference) const {
+    if constexpr (std::is_same_v<C, double>) {
+      return exp(factor.times(difference));
+    } else if constexpr (sizeof(T) == 2) {
+      return exp2f(difference * factor.high);
+    } else {
+      return exp2f(factor.times(difference));
+    }
+  }
+};
 
 template <int kBytes>
 struct Word;
@@ -154,15 +175,17 @@ struct Partial {
     sums.clear();
   }
 
-  __device__ __forceinline__ void raise(C other, C scale) {
+  template <class E>
+  __device__ __forceinline__ void raise(C other, const E& exponential) {
     const C larger = fmax(maximum, other);
-    sums.rescale(exponential((maximum - finite_maximum(larger)) * scale));
+    sums.rescale(exponential(maximum - finite_maximum(larger)));
     maximum = larger;
   }
 
-  __device__ __forceinline__ void merge(Partial other, C scale) {
-    raise(other.maximum, scale);
-    other.raise(maximum, scale);
+  template <class E>
+  __device__ __forceinline__ void merge(Partial other, const E& exponential) {
+    raise(other.maximum, exponential);
+    other.raise(maximum, exponential);
     sums.merge(other.sums);
   }
 
@@ -180,10 +203,10 @@ struct Partial {
 };
 
 // The group's result, in its first lane.
-template <class C, bool kBlockPerRow>
-__device__ __forceinline__ void reduce(Partial<C>& partial, C scale) {
+template <bool kBlockPerRow, class C, class E>
+__device__ __forceinline__ void reduce(Partial<C>& partial, const E& exponential) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) partial.merge(partial.shuffle_down(distance), scale);
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) partial.merge(partial.shuffle_down(distance), exponential);
   if constexpr (kBlockPerRow) {
     __shared__ Partial<C> warps[kWarps];
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -193,7 +216,7 @@ __device__ __forceinline__ void reduce(Partial<C>& partial, C scale) {
     if (warp != 0) return;
     partial = warps[lane % kWarps];
 #pragma unroll
-    for (int distance = kWarps / 2; distance > 0; distance /= 2) partial.merge(partial.shuffle_down(distance), scale);
+    for (int distance = kWarps / 2; distance > 0; distance /= 2) partial.merge(partial.shuffle_down(distance), exponential);
   }
 }
 
@@ -220,7 +243,8 @@ struct CellPosition {
 };
 
 template <class T, class A, bool kBlockPerRow>
-__global__ void __launch_bounds__(kThreads, kForwardBlocks) part_moments_forward_kernel(MomentsCall call, Packed packed) {
+__global__ void __launch_bounds__(kThreads, kForwardBlocks<T>) part_moments_forward_kernel(
+    MomentsCall call, Packed packed, Exponential<T> exponential) {
   using C = Compute<T>;
   constexpr bool kHasAffine = !std::is_same_v<A, NoAffine>;
   constexpr int kCount = kCells<T, A>, kUnroll = kSteps<T, A>, kGroup = kBlockPerRow ? kThreads : kWarp;
@@ -228,7 +252,6 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) part_moments_forward
   CellPosition<C> position(static_cast<int>(call.width), C(1) / static_cast<C>(call.height),
                            C(1) / static_cast<C>(call.width));
   const int lane = threadIdx.x % kGroup;
-  const C scale = static_cast<C>(1.0 / call.temperature);
   const int64_t groups = int64_t{gridDim.x} * (kThreads / kGroup);
   for (int64_t row = int64_t{blockIdx.x} * (kThreads / kGroup) + threadIdx.x / kGroup; row < call.num_rows();
        row += groups) {
@@ -256,26 +279,27 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks) part_moments_forward
 #pragma unroll
         for (int i = 0; i < kCount; ++i) largest = fmax(largest, logits[s][i]);
       }
-      partial.raise(largest, scale);
+      partial.raise(largest, exponential);
       const C origin = finite_maximum(partial.maximum);
 #pragma unroll
       for (int s = 0; s < kUnroll; ++s) {
         position.move_to(first + s * kGroup * kCount);
 #pragma unroll
         for (int i = 0; i < kCount; ++i, position.next()) {
-          const C e = exponential((logits[s][i] - origin) * scale);
+          const C e = exponential(logits[s][i] - origin);
           partial.sums.add(e, position.x(), position.y());
           if constexpr (kHasAffine) partial.sums.add_affine(e, affine[s][i]);
         }
       }
     }
-    reduce<C, kBlockPerRow>(partial, scale);
+    reduce<kBlockPerRow>(partial, exponential);
     if (lane == 0) write_row(call, row, finish_row(partial.sums, partial.maximum, kHasAffine));
   }
 }
 
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks) part_moments_backward_kernel(MomentsCall call, Packed packed, int group) {
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) part_moments_backward_kernel(
+    MomentsCall call, Packed packed, Exponential<T> exponential, int group) {
   using C = Compute<T>;
   constexpr bool kHasAffine = !std::is_same_v<A, NoAffine>;
   constexpr int kCount = kCells<T, A>;
@@ -298,7 +322,7 @@ __global__ void __launch_bounds__(kThreads, kBackwardBlocks) part_moments_backwa
       position.move_to(first);
 #pragma unroll
       for (int i = 0; i < kCount; ++i, position.next()) {
-        const C p = exponential((logits[i] - gradient.row.maximum) * gradient.inverse_temperature) * gradient.row.inverse_sum;
+        const C p = exponential(logits[i] - gradient.row.maximum) * gradient.row.inverse_sum;
         if constexpr (kHasAffine) {
           if (call.grad_logits.data != nullptr) {
             C affine[4];
@@ -357,21 +381,24 @@ Packed packed_of(const MomentsCall& call) {
 template <class T, class A>
 void launch_forward(const MomentsCall& call, int multiprocessors, cudaStream_t stream) {
   const Packed packed = packed_of<T, A>(call);
+  const Exponential<T> exponential(call.inverse_temperature);
   if (block_per_row(call, multiprocessors)) {
     part_moments_forward_kernel<T, A, true>
-        <<<num_blocks(call.num_rows(), 1), kThreads, 0, stream>>>(call, packed);
+        <<<num_blocks(call.num_rows(), 1), kThreads, 0, stream>>>(call, packed, exponential);
   } else {
     part_moments_forward_kernel<T, A, false>
-        <<<num_blocks(call.num_rows(), kWarps), kThreads, 0, stream>>>(call, packed);
+        <<<num_blocks(call.num_rows(), kWarps), kThreads, 0, stream>>>(call, packed, exponential);
   }
   check_launch("part_moments_forward_kernel");
 }
 
 template <class T, class A>
 void launch_backward(const MomentsCall& call, int multiprocessors, cudaStream_t stream) {
+  const Exponential<T> exponential(call.inverse_temperature);
   const int group = block_per_row(call, multiprocessors) ? kThreads : kWarp;
   part_moments_backward_kernel<T, A>
-      <<<num_blocks(call.num_rows(), kThreads / group), kThreads, 0, stream>>>(call, packed_of<T, A>(call), group);
+      <<<num_blocks(call.num_rows(), kThreads / group), kThreads, 0, stream>>>(call, packed_of<T, A>(call), exponential,
+                                                                               group);
   check_launch("part_moments_backward_kernel");
 }
 

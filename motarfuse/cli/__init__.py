@@ -1,1 +1,1 @@
-"""The command line, one file a verb: ``configure(parser)`` declares its arguments, ``run(args)`` returns the exit status."""
+"""The command line, one file a verb: ``configure(parser)`` declares its arguments, ``run(args)`` returns the status."""

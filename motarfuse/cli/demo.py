@@ -1,14 +1,23 @@
-"""``motarfuse demo``: the whole job on drawn people."""
+"""``motarfuse demo``: the whole job on drawn people: draw, train, evaluate in full view and occluded, report."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from motarfuse import console
 from motarfuse.cli.train import evaluation_table
-from motarfuse.engine.demo import demo
+from motarfuse.data.synthped import SynthPedConfig, write_synthped
+from motarfuse.engine.config import load_config
+from motarfuse.engine.trainer import TrainResult, train
+from motarfuse.errors import OutputError
+from motarfuse.viz.report import write_report
 
+PROTOCOLS = ("holistic", "occluded")
 EXAMPLES = """
 examples:
   motarfuse demo
@@ -17,6 +26,62 @@ examples:
 Draws SynthPed into OUT/synthped, trains the nano ViT on it into OUT/run, evaluates it in full view (holistic) and
 behind things (occluded), and writes OUT/run/report.html. An interrupted demo goes on when it is given again.
 """
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What a demo leaves behind.
+
+    Attributes:
+        training: The training run, with its evaluations by protocol name.
+        report: The HTML page.
+        seconds: Wall time by stage: ``draw``, ``train`` (with its evaluation), ``report``.
+    """
+
+    training: TrainResult
+    report: Path
+    seconds: dict[str, float]
+
+
+def demo(out: Path, *, seed: int = 0, overrides: Sequence[str] = ()) -> DemoResult:
+    """Draws SynthPed, trains the ``nano`` ViT on it, evaluates and writes the report.
+
+    Args:
+        out: Folder for the data (``out/synthped``, kept and reused) and the run (``out/run``, resumed when it was
+            interrupted).
+        seed: Seed of the data and of the training.
+        overrides: ``key=value`` changes to the training's config, the default one of ``motarfuse train``.
+
+    Raises:
+        ConfigError: An override that the config does not have.
+        OutputError: The folder cannot be written, or holds the people or the run of another seed.
+    """
+    seconds: dict[str, float] = {}
+    start = time.perf_counter()
+    data = out / "synthped"
+    manifest = data / "manifest.json"
+    if manifest.is_file():
+        drawn = json.loads(manifest.read_text())["config"]["seed"]
+        if drawn != seed:
+            raise OutputError(f"{data} holds the people of seed {drawn}, not {seed}: give another --out or delete it")
+        console.info(f"using the people already drawn in {data}")
+    else:
+        console.info(f"drawing people into {data}")
+        write_synthped(data, SynthPedConfig(seed=seed))
+    seconds["draw"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    config = load_config(None, [f"train.seed={seed}", *overrides])
+    config.data.root = str(data / PROTOCOLS[0])
+    config.evaluation.sets = {name: str(data / name) for name in PROTOCOLS}
+    config.output.run_dir = str(out / "run")
+    training = train(config)
+    seconds["train"] = time.perf_counter() - start
+
+    start = time.perf_counter()
+    report = write_report(training.run_dir)
+    seconds["report"] = time.perf_counter() - start
+    return DemoResult(training, report, seconds)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

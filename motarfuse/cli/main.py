@@ -45,14 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in arguments if word in VERBS), None)
-    args = build_parser(verb).parse_args(arguments)
     try:
+        args = build_parser(verb).parse_args(arguments)
         return int(importlib.import_module(f"motarfuse.cli.{args.verb}").run(args))
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "motarfuse":
+            raise
+        print(f"motarfuse {verb}: the package {error.name} is missing; see motarfuse doctor", file=sys.stderr)
+        return 2
     except MotarfuseError as error:
-        print(f"motarfuse {args.verb}: {error}", file=sys.stderr)
+        print(f"motarfuse {verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"motarfuse {args.verb}: interrupted", file=sys.stderr)
+        print(f"motarfuse {verb}: interrupted", file=sys.stderr)
         return 130
 
 

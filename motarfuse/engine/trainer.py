@@ -94,13 +94,31 @@ def train(config: Config, *, resume: bool = True) -> TrainResult:
     autocast(device, config.train.precision)  # refuses what the device cannot do before anything is written
     dataset = load_dataset(config.data.root, config.data.kind)
     dataset.require_training()
+    evaluated = evaluation_datasets(config, dataset)
+    # Everything above is cheap and writes nothing; below, the images are read.
+    checkpoint = open_run(config, resume=resume)
     with isolated_randomness(device):
-        trainer = Trainer(config, dataset, device)
+        trainer = Trainer(config, dataset, evaluated, device, checkpoint)
         try:
-            trainer.start(open_run(config, resume=resume))
             return trainer.run()
         finally:
             trainer.close()
+
+
+def evaluation_datasets(config: Config, dataset: ReIDDataset[ImageRecord]) -> dict[str, ReIDDataset[ImageRecord]]:
+    """The datasets to evaluate on by name: ``evaluation.sets``, or the training data's own query and gallery.
+
+    Raises:
+        DataError: One of them cannot be evaluated.
+    """
+    found = {name: load_dataset(root) for name, root in config.evaluation.sets.items()}
+    if not found and dataset.query and dataset.gallery:
+        found = {"test": dataset}
+    if not found:
+        console.info(f"{dataset.root} has no query and gallery: nothing is evaluated (see evaluation.sets)")
+    for subject in found.values():
+        subject.require_evaluation()
+    return found
 
 
 class Trainer:
@@ -109,17 +127,33 @@ class Trainer:
     Args:
         config: A validated config.
         dataset: The training data.
+        evaluated: Datasets to evaluate on, by name.
         device: Where to compute.
+        checkpoint: What to go on from; None starts anew.
+
+    Raises:
+        CheckpointError: The checkpoint or the weights to start from do not fit.
+        DataError: The images cannot be read, or the checkpoint was trained on other ones.
     """
 
-    def __init__(self, config: Config, dataset: ReIDDataset[ImageRecord], device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        dataset: ReIDDataset[ImageRecord],
+        evaluated: dict[str, ReIDDataset[ImageRecord]],
+        device: torch.device,
+        checkpoint: Checkpoint | None,
+    ) -> None:
         self.config = config
         self.device = device
         self.run_dir = Path(config.output.run_dir)
         seed_everything(stream_seed(config.train.seed, WEIGHTS))
         self.model = build_model(config.model_name, config.model).to(device)
+        if checkpoint is None and config.train.pretrained is not None:
+            report = load_pretrained(self.model, config.train.pretrained)
+            console.info(f"weights from {config.train.pretrained}: {report}")
         size: tuple[int, int] = self.model.image_size  # type: ignore[assignment]
-        self.evaluation_sets = self._evaluation_sets(dataset, size)
+        self.evaluation_sets = [EvaluationSet(name, data, size, config.data) for name, data in evaluated.items()]
         self.store = ImageStore(
             dataset.train,
             size,
@@ -147,27 +181,14 @@ class Trainer:
         self.seconds = 0.0
         self.window: list[dict[str, float]] = []
         self.evaluations: dict[str, Evaluation] = {}
-        self.log: RunLog | None = None
         self._logged_seconds = 0.0
-
-    def start(self, checkpoint: Checkpoint | None) -> None:
-        """Takes up a checkpoint, or the weights to start from.
-
-        Raises:
-            CheckpointError: The checkpoint or the weights do not fit.
-        """
         if checkpoint is not None:
             self._restore(checkpoint)
-        elif self.config.train.pretrained is not None:
-            report = load_pretrained(self.model, self.config.train.pretrained)
-            console.info(f"weights from {self.config.train.pretrained}: {report}")
-            if self.average is not None:
-                self.average = WeightAverage(self.model, self.config.train.ema)
-        self.log = RunLog(self.run_dir, step=self.step, tensorboard=self.config.output.tensorboard)
+        self.log = RunLog(self.run_dir, step=self.step, tensorboard=config.output.tensorboard)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         console.info(
-            f"training {self.config.model_name} ({parameters:,} parameters) on {len(self.store):,} images of "
-            f"{self.sampler.num_identities:,} identities, {self.device}, steps {self.step} to {self.config.train.steps}"
+            f"training {config.model_name} ({parameters:,} parameters) on {len(self.store):,} images of "
+            f"{self.sampler.num_identities:,} identities, {self.device}, steps {self.step} to {config.train.steps}"
         )
 
     def close(self) -> None:
@@ -175,8 +196,7 @@ class Trainer:
         self.store.close()
         for subject in self.evaluation_sets:
             subject.close()
-        if self.log is not None:
-            self.log.close()
+        self.log.close()
 
     def run(self) -> TrainResult:
         """Trains to the last step.
@@ -271,7 +291,6 @@ class Trainer:
 
     def _log_window(self) -> str:
         """Writes the means since the last line; returns them as text."""
-        assert self.log is not None
         keys = dict.fromkeys(key for totals in self.window for key in totals)
         means = {key: _mean([totals[key] for totals in self.window if key in totals]) for key in keys}
         previous = self._logged_seconds
@@ -290,7 +309,6 @@ class Trainer:
         return f"loss {means['loss']:.3f}  {values['images_per_second']:.0f} images/s"
 
     def _evaluate(self) -> None:
-        assert self.log is not None
         model = self.model if self.average is None else self.average.model
         for subject in self.evaluation_sets:
             evaluation = evaluate_model(
@@ -312,16 +330,6 @@ class Trainer:
     def _evaluated_step(self, subject: EvaluationSet) -> int | None:
         evaluation = self.evaluations.get(subject.name)
         return None if evaluation is None else evaluation.record["step"]
-
-    def _evaluation_sets(self, dataset: ReIDDataset[ImageRecord], size: tuple[int, int]) -> list[EvaluationSet]:
-        config = self.config
-        named = config.evaluation.sets
-        if named:
-            return [EvaluationSet(name, load_dataset(root), size, config.data) for name, root in named.items()]
-        if dataset.query and dataset.gallery:
-            return [EvaluationSet("test", dataset, size, config.data)]
-        console.info(f"{dataset.root} has no query and gallery: nothing is evaluated (see evaluation.sets)")
-        return []
 
     def _fingerprint(self) -> str:
         """What the training data is, wherever it lies: base names, identities and cameras in order."""

@@ -181,9 +181,10 @@ def _frame(
     sx = sy * stretch
     # A detector's box is as wide as the stride; a crop is squeezed into its fixed shape.
     sx = np.minimum(sx, 1.02 * width / np.maximum(x1 - x0, 0.1))
-    sx = np.where(partial, np.clip(0.95 * width / np.maximum(x1 - x0, 0.1), 0.45 * sy, 1.6 * sy), sx)
-    centre_x = 0.5 * (x0 + x1) + draws.normal("jitter x", 0.0, config.jitter)
-    centre_y = 0.5 * (y0 + y1) + draws.normal("jitter y", 0.0, 0.6 * config.jitter)
+    sx = np.where(partial, np.clip(0.95 * width / np.maximum(x1 - x0, 0.1), 0.33 * sy, 1.6 * sy), sx)
+    jitter = config.jitter * np.where(partial, 0.4, 1.0)
+    centre_x = 0.5 * (x0 + x1) + draws.normal("jitter x", 0.0, jitter)
+    centre_y = 0.5 * (y0 + y1) + draws.normal("jitter y", 0.0, 0.6 * jitter)
     # A cut must stay a cut: the window's own edge lies on the image's edge.
     edge_y = np.where(bottom < 1.0, height - sy * y1, np.where(top > 0.0, -sy * y0, 0.5 * height - sy * centre_y))
     edge_x = np.where(

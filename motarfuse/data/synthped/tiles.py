@@ -28,21 +28,27 @@ def _enlarge(values: NDArray[np.float64], side: int) -> NDArray[np.float64]:
     return rows[:, low] * (1.0 - weight)[None, :] + rows[:, high] * weight[None, :]
 
 
-def _cells(side: int, points: int) -> NDArray[np.float64]:
-    """Each pixel takes the value of its nearest point (periodic): patches like leaves, in [-1, 1]."""
-    draws = Draws(keys(0, "tile cell", np.arange(points)))
-    px, py = draws.uniform("x", 0.0, side), draws.uniform("y", 0.0, side)
-    stretch, value = draws.uniform("stretch", 0.5, 2.0), draws.uniform("value", -1.0, 1.0)
+def _cells(side: int, pitch: int) -> NDArray[np.float64]:
+    """Each pixel takes the value of its nearest point (periodic): patches like leaves, in [-1, 1].
+
+    One point lies anywhere in each square of ``pitch`` pixels, so that two squares away is far enough to look.
+    """
+    n = side // pitch
+    draws = Draws(keys(0, "tile cell", np.arange(n * n)))
+    px, py = (draws.uniform(name, 0.0, pitch).reshape(n, n) for name in "xy")
+    stretch, value = draws.uniform("stretch", 0.5, 2.0).reshape(n, n), draws.uniform("value", -1.0, 1.0).reshape(n, n)
+    pixel = np.arange(side)
+    cell, inside = pixel // pitch, pixel % pitch + 0.5
     best = np.full((side, side), np.inf)
     tile = np.zeros((side, side))
-    axis = np.arange(side) + 0.5
-    for x, y, s, v in zip(px, py, stretch, value, strict=True):
-        dx = np.abs(axis - x)
-        dy = np.abs(axis - y)
-        distance = (np.minimum(dx, side - dx) ** 2 * s)[None, :] + (np.minimum(dy, side - dy) ** 2 / s)[:, None]
-        nearer = distance < best
-        best[nearer] = distance[nearer]
-        tile[nearer] = v
+    for down in range(-2, 3):
+        for across in range(-2, 3):
+            at = np.ix_((cell + down) % n, (cell + across) % n)
+            dx, dy = px[at] + across * pitch - inside[None, :], py[at] + down * pitch - inside[:, None]
+            distance = dx * dx * stretch[at] + dy * dy / stretch[at]
+            nearer = distance < best
+            best[nearer] = distance[nearer]
+            tile[nearer] = value[at][nearer]
     return tile
 
 
@@ -54,7 +60,7 @@ def tiles() -> NDArray[np.float32]:
     for octave, share in ((8, 1.0), (16, 0.65), (32, 0.45), (64, 0.3)):
         smooth += share * _enlarge(_lattice(octave, f"smooth {octave}"), side)
     smooth /= np.abs(smooth).max()
-    stack = np.stack([smooth, _lattice(side, "white"), _cells(side, 4096)])
+    stack = np.stack([smooth, _lattice(side, "white"), _cells(side, 4)])
     result = (np.round(stack * 4096.0) / 4096.0).astype(np.float32)
     result.setflags(write=False)
     return result
