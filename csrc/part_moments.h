@@ -95,20 +95,22 @@ struct Moments {
   }
 };
 
-// A row's results. Z is at least 1 where a cell is visible and 0 where none is; NaN goes through.
+// A row's results. Z is at least 1 where a cell is visible and 0 where none is; NaN goes through. Divisions, because the
+// backward magnifies the error of a rounded reciprocal by 1 / temperature.
 template <class C>
 MOTARFUSE_HOST_DEVICE RowStatistics<C> finish_row(const Moments<C>& moments, C maximum, bool has_affine) {
-  const C inverse = moments.sum == C(0) ? C(0) : C(1) / moments.sum;
+  const bool hidden = moments.sum == C(0);
+  const C divisor = hidden ? C(1) : moments.sum;
   RowStatistics<C> row;
-  row.x = moments.x * inverse;
-  row.y = moments.y * inverse;
+  row.x = moments.x / divisor;
+  row.y = moments.y / divisor;
   for (int c = 0; c < 4; ++c) {
-    const C identity = c == 0 || c == 3 ? moments.sum * inverse : C(0);
-    row.affine[c] = has_affine ? moments.affine[c] * inverse : identity;
+    const C identity = c == 0 || c == 3 ? moments.sum / divisor : C(0);
+    row.affine[c] = has_affine ? moments.affine[c] / divisor : identity;
   }
-  row.confidence = moments.square * inverse * inverse;
+  row.confidence = moments.square / divisor / divisor;
   row.maximum = finite_maximum(maximum);
-  row.inverse_sum = inverse;
+  row.inverse_sum = hidden ? C(0) : C(1) / divisor;
   return row;
 }
 
@@ -118,21 +120,25 @@ struct RowGradient {
   RowStatistics<C> row;
   C x, y, affine[4], twice_confidence, inverse_temperature;
 
-  // The derivative with respect to a cell's logit: g_i - sum_j P_j g_j as products with deviations from the moments, which
-  // are small where one cell has nearly all the weight; the difference of the two sums would cancel there.
+  // g_i - sum_j P_j g_j as products with deviations from the moments, which are small where one cell has nearly all the
+  // weight; the difference of the two sums would cancel there. Without affines, sum P is constant and has no term.
   template <class V>
-  MOTARFUSE_HOST_DEVICE V logit(V p, V cell_x, V cell_y) const {
-    return p * inverse_temperature *
-           (x * (cell_x - row.x) + y * (cell_y - row.y) + twice_confidence * (p - row.confidence));
+  MOTARFUSE_HOST_DEVICE V deviation(V p, V cell_x, V cell_y) const {
+    return x * (cell_x - row.x) + y * (cell_y - row.y) + twice_confidence * (p - row.confidence);
   }
 
-  // Without affines, sum P is constant and there is no such term.
   template <class V>
-  MOTARFUSE_HOST_DEVICE V logit(V p, V cell_x, V cell_y, const V cell_affine[4]) const {
+  MOTARFUSE_HOST_DEVICE V deviation(V p, V cell_x, V cell_y, const V cell_affine[4]) const {
     const V by_affine = (affine[0] * (cell_affine[0] - row.affine[0]) + affine[1] * (cell_affine[1] - row.affine[1])) +
                         (affine[2] * (cell_affine[2] - row.affine[2]) + affine[3] * (cell_affine[3] - row.affine[3]));
-    return p * inverse_temperature *
-           (x * (cell_x - row.x) + y * (cell_y - row.y) + by_affine + twice_confidence * (p - row.confidence));
+    return deviation(p, cell_x, cell_y) + by_affine;
+  }
+
+  // The derivative with respect to a cell's logit. `mean` is sum P deviation: 0 but for the moments' own rounding, which
+  // shifts all deviations alike and which 1 / temperature magnifies. Half types need not know it.
+  template <class V>
+  MOTARFUSE_HOST_DEVICE V logit(V p, V deviation, C mean) const {
+    return p * inverse_temperature * (deviation - mean);
   }
 };
 

@@ -100,20 +100,30 @@ MOTARFUSE_INLINE void forward_rows(const MomentsCall& call, const CellTable<C>& 
 }
 
 template <class C>
-struct AddAffineGradients {
+struct StoreDeviations {
   const RowGradient<C>& gradient;
   const C* weights;
   const CellTable<C>& table;
-  C* derivatives;
+  C* deviations;
 
   MOTARFUSE_INLINE void operator()(int64_t cell, const Vector<C> affine[4]) const {
-    store(derivatives + cell,
-          gradient.logit(load(weights + cell), load(&table.x[cell]), load(&table.y[cell]), affine));
+    store(deviations + cell,
+          gradient.deviation(load(weights + cell), load(&table.x[cell]), load(&table.y[cell]), affine));
   }
   MOTARFUSE_INLINE void operator()(int64_t cell, const C affine[4]) const {
-    derivatives[cell] = gradient.logit(weights[cell], table.x[cell], table.y[cell], affine);
+    deviations[cell] = gradient.deviation(weights[cell], table.x[cell], table.y[cell], affine);
   }
 };
+
+template <class C>
+MOTARFUSE_INLINE C weighted_sum(const C* weights, const C* values, int64_t cells) {
+  Vector<C> lanes = {};
+  int64_t i = 0;
+  for (; i + kLanes<C> <= cells; i += kLanes<C>) lanes += load(weights + i) * load(values + i);
+  C sum = horizontal_sum<C>(lanes);
+  for (; i < cells; ++i) sum += weights[i] * values[i];
+  return sum;
+}
 
 template <class C>
 MOTARFUSE_INLINE void backward_rows(const MomentsCall& call, const CellTable<C>& table, int64_t begin, int64_t end) {
@@ -129,11 +139,12 @@ MOTARFUSE_INLINE void backward_rows(const MomentsCall& call, const CellTable<C>&
     if (call.grad_logits.data != nullptr) {
       C* const derivatives = scratch.data();  // the logits are not needed any more
       if (call.affine.data != nullptr) {
-        for_each_affine<C>(call.affine, batch, part, cells,
-                           AddAffineGradients<C>{gradient, weights, table, derivatives});
+        for_each_affine<C>(call.affine, batch, part, cells, StoreDeviations<C>{gradient, weights, table, derivatives});
       } else {
-        for (int64_t i = 0; i < cells; ++i) derivatives[i] = gradient.logit(weights[i], table.x[i], table.y[i]);
+        for (int64_t i = 0; i < cells; ++i) derivatives[i] = gradient.deviation(weights[i], table.x[i], table.y[i]);
       }
+      const C mean = weighted_sum(weights, derivatives, cells);
+      for (int64_t i = 0; i < cells; ++i) derivatives[i] = gradient.logit(weights[i], derivatives[i], mean);
       store_row_of_logits(call.grad_logits, batch, part, cells, derivatives);
     }
     if (call.grad_affine.data != nullptr) {

@@ -297,49 +297,96 @@ __global__ void __launch_bounds__(kThreads, kForwardBlocks<T>) part_moments_forw
   }
 }
 
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) part_moments_backward_kernel(
-    MomentsCall call, Packed packed, Exponential<T> exponential, int group) {
+// A number summed over a group, the same in every lane.
+template <bool kBlockPerRow, class C>
+__device__ __forceinline__ C sum_over_group(C value) {
+#pragma unroll
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) value += __shfl_xor_sync(kAllLanes, value, distance);
+  if constexpr (kBlockPerRow) {
+    __shared__ C warps[kWarps];
+    __syncthreads();  // the row before has been read
+    if (threadIdx.x % kWarp == 0) warps[threadIdx.x / kWarp] = value;
+    __syncthreads();
+    value = C(0);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) value += warps[w];
+  }
+  return value;
+}
+
+// What the backward reads of `kCount` consecutive cells.
+template <class T, class A, int kCount>
+struct CellGradients {
   using C = Compute<T>;
-  constexpr bool kHasAffine = !std::is_same_v<A, NoAffine>;
-  constexpr int kCount = kCells<T, A>;
+  C p[kCount], deviation[kCount];
+
+  __device__ __forceinline__ void read(const MomentsCall& call, const Packed& packed, const Exponential<T>& exponential,
+                                       const RowGradient<C>& gradient, CellPosition<C>& position, int64_t logits_start,
+                                       int64_t affine_start, int first, int cells) {
+    load_logits<T>(call.logits, packed.logits, logits_start, first, cells, p);
+    position.move_to(first);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i, position.next()) {
+      p[i] = exponential(p[i] - gradient.row.maximum) * gradient.row.inverse_sum;
+      if constexpr (std::is_same_v<A, NoAffine>) {
+        deviation[i] = gradient.deviation(p[i], position.x(), position.y());
+      } else if (call.grad_logits.data != nullptr) {
+        C affine[4];
+        load_affine<A>(call.affine, packed.affine, affine_start, first + i, cells, affine);
+        deviation[i] = gradient.deviation(p[i], position.x(), position.y(), affine);
+      }
+    }
+  }
+};
+
+template <class T, class A, bool kBlockPerRow>
+__global__ void __launch_bounds__(kThreads, kBackwardBlocks<T>) part_moments_backward_kernel(
+    MomentsCall call, Packed packed, Exponential<T> exponential) {
+  using C = Compute<T>;
+  constexpr int kCount = kCells<T, A>, kGroup = kBlockPerRow ? kThreads : kWarp, kRows = kThreads / kGroup;
   const int cells = static_cast<int>(call.num_cells());
   CellPosition<C> position(static_cast<int>(call.width), C(1) / static_cast<C>(call.height),
                            C(1) / static_cast<C>(call.width));
-  const int lane = threadIdx.x % group, rows_per_block = kThreads / group;
-  for (int64_t index = int64_t{blockIdx.x} * rows_per_block + threadIdx.x / group; index < call.num_rows();
-       index += int64_t{gridDim.x} * rows_per_block) {
+  const int lane = threadIdx.x % kGroup;
+  for (int64_t index = int64_t{blockIdx.x} * kRows + threadIdx.x / kGroup; index < call.num_rows();
+       index += int64_t{gridDim.x} * kRows) {
     const int64_t batch = index / call.parts, part = index % call.parts;
     const RowGradient<C> gradient = read_row_gradient<C>(call, index);
     const int64_t logits_start = batch * call.logits.batch + part * call.logits.part;
     const int64_t affine_start = batch * call.affine.batch + part * call.affine.part;
     const int64_t grad_logits_start = batch * call.grad_logits.batch + part * call.grad_logits.part;
     const int64_t grad_affine_start = batch * call.grad_affine.batch + part * call.grad_affine.part;
-#pragma unroll 2
-    for (int first = lane * kCount; first < cells; first += group * kCount) {
-      C logits[kCount], derivative[kCount];
-      load_logits<T>(call.logits, packed.logits, logits_start, first, cells, logits);
-      position.move_to(first);
+    CellGradients<T, A, kCount> group;
+    C mean = C(0);
+    if constexpr (sizeof(T) > 2) {
+      if (call.grad_logits.data != nullptr) {
+        // A second reading below finds the row in the cache.
+        for (int first = lane * kCount; first < cells; first += kGroup * kCount) {
+          group.read(call, packed, exponential, gradient, position, logits_start, affine_start, first, cells);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i, position.next()) {
-        const C p = exponential(logits[i] - gradient.row.maximum) * gradient.row.inverse_sum;
-        if constexpr (kHasAffine) {
-          if (call.grad_logits.data != nullptr) {
-            C affine[4];
-            load_affine<A>(call.affine, packed.affine, affine_start, first + i, cells, affine);
-            derivative[i] = gradient.logit(p, position.x(), position.y(), affine);
-          }
-          if (call.grad_affine.data != nullptr && first + i < cells) {
-            const C weighted[4] = {p * gradient.affine[0], p * gradient.affine[1], p * gradient.affine[2],
-                                   p * gradient.affine[3]};
+          for (int i = 0; i < kCount; ++i) mean += group.p[i] * group.deviation[i];
+        }
+        mean = sum_over_group<kBlockPerRow>(mean);
+      }
+    }
+    for (int first = lane * kCount; first < cells; first += kGroup * kCount) {
+      group.read(call, packed, exponential, gradient, position, logits_start, affine_start, first, cells);
+      if constexpr (!std::is_same_v<A, NoAffine>) {
+        if (call.grad_affine.data != nullptr) {
+#pragma unroll
+          for (int i = 0; i < kCount; ++i) {
+            if (first + i >= cells) break;
+            C weighted[4];
+#pragma unroll
+            for (int c = 0; c < 4; ++c) weighted[c] = group.p[i] * gradient.affine[c];
             store_affine<A>(call.grad_affine, packed.grad_affine, grad_affine_start, first + i, weighted);
           }
-        } else {
-          derivative[i] = gradient.logit(p, position.x(), position.y());
         }
       }
       if (call.grad_logits.data != nullptr) {
-        store_logits<T>(call.grad_logits, packed.grad_logits, grad_logits_start, first, cells, derivative);
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) group.deviation[i] = gradient.logit(group.p[i], group.deviation[i], mean);
+        store_logits<T>(call.grad_logits, packed.grad_logits, grad_logits_start, first, cells, group.deviation);
       }
     }
   }
@@ -394,11 +441,15 @@ void launch_forward(const MomentsCall& call, int multiprocessors, cudaStream_t s
 
 template <class T, class A>
 void launch_backward(const MomentsCall& call, int multiprocessors, cudaStream_t stream) {
+  const Packed packed = packed_of<T, A>(call);
   const Exponential<T> exponential(call.inverse_temperature);
-  const int group = block_per_row(call, multiprocessors) ? kThreads : kWarp;
-  part_moments_backward_kernel<T, A>
-      <<<num_blocks(call.num_rows(), kThreads / group), kThreads, 0, stream>>>(call, packed_of<T, A>(call), exponential,
-                                                                               group);
+  if (block_per_row(call, multiprocessors)) {
+    part_moments_backward_kernel<T, A, true>
+        <<<num_blocks(call.num_rows(), 1), kThreads, 0, stream>>>(call, packed, exponential);
+  } else {
+    part_moments_backward_kernel<T, A, false>
+        <<<num_blocks(call.num_rows(), kWarps), kThreads, 0, stream>>>(call, packed, exponential);
+  }
   check_launch("part_moments_backward_kernel");
 }
 

@@ -87,7 +87,8 @@ MOTARFUSE_CLONES void sweep_row(const Primitive& primitive, int x0, int n, int y
   const float dc1 = p.centre[1] - p.centre[0], dc2 = p.centre[2] - p.centre[1];
   const float dc3 = p.centre[3] - p.centre[2], dc4 = p.centre[4] - p.centre[3];
   const float turn = p.u_flat != 0.0f ? 0.0f : 4.0f;  // an angle wraps into [-2, 2), a flat coordinate does not
-  float *MOTARFUSE_RESTRICT cover = row.cover, *MOTARFUSE_RESTRICT outside = row.outside, *MOTARFUSE_RESTRICT shade = row.shade;
+  float *MOTARFUSE_RESTRICT cover = row.cover, *MOTARFUSE_RESTRICT outside = row.outside,
+                            *MOTARFUSE_RESTRICT shade = row.shade;
   float *MOTARFUSE_RESTRICT u_out = row.u, *MOTARFUSE_RESTRICT v_out = row.v;
   n = whole(n);
   for (int i = 0; i < n; ++i) {
@@ -125,7 +126,8 @@ MOTARFUSE_CLONES void plane_row(const Primitive& primitive, int x0, int n, int y
   const float u_scale = flat ? p.centre[1] : depth * p.centre[1];
   const float v_value = flat ? fy * p.v_scale + p.v0 : depth * p.width[1] + p.v0;
   const float tone = p.ambient + fy * p.light_depth;
-  float *MOTARFUSE_RESTRICT cover = row.cover, *MOTARFUSE_RESTRICT outside = row.outside, *MOTARFUSE_RESTRICT shade = row.shade;
+  float *MOTARFUSE_RESTRICT cover = row.cover, *MOTARFUSE_RESTRICT outside = row.outside,
+                            *MOTARFUSE_RESTRICT shade = row.shade;
   float *MOTARFUSE_RESTRICT u_out = row.u, *MOTARFUSE_RESTRICT v_out = row.v;
   n = whole(n);
   for (int i = 0; i < n; ++i) {
@@ -140,8 +142,9 @@ MOTARFUSE_CLONES void plane_row(const Primitive& primitive, int x0, int n, int y
 }
 
 // f mixes colour 1 into colour 0, then g mixes colour 2 into that; h multiplies the cover.
-MOTARFUSE_CLONES void texture_row(const Primitive& primitive, const float* MOTARFUSE_RESTRICT smooth, const float* MOTARFUSE_RESTRICT white,
-                                  const float* MOTARFUSE_RESTRICT cell, int n, Row& row) {
+MOTARFUSE_CLONES void texture_row(const Primitive& primitive, const float* MOTARFUSE_RESTRICT smooth,
+                                  const float* MOTARFUSE_RESTRICT white, const float* MOTARFUSE_RESTRICT cell, int n,
+                                  Row& row) {
   const Primitive p = primitive;
   const float t0 = p.t[0], t1 = p.t[1], t2 = p.t[2], t3 = p.t[3], t4 = p.t[4], t5 = p.t[5];
   const float *MOTARFUSE_RESTRICT u = row.u, *MOTARFUSE_RESTRICT v = row.v;
@@ -203,7 +206,7 @@ MOTARFUSE_CLONES void texture_row(const Primitive& primitive, const float* MOTAR
         const float sides = least(clamp01((du - t1) * 7.0f + 0.5f), clamp01((t2 - vi) * 14.0f + 0.5f));
         const float chin = least(clamp01((vi - 0.74f) * 14.0f + 0.5f), clamp01((1.0f - du) * 8.0f)) * t4;
         f[i] = most(most(front, sides), chin);
-        const float ex = (du - 0.30f) * 5.5f, ey = (vi - 0.53f) * 11.0f;
+        const float ex = (du - 0.30f) * 7.5f, ey = (vi - 0.53f) * 13.0f;
         const float eye = clamp01(1.3f - (ex * ex + ey * ey)) * 0.55f;
         const float gx = (du - 0.30f) * 3.4f;
         const float glasses = clamp01(2.0f - (gx * gx + ey * ey) * 2.0f) * t3;
@@ -261,12 +264,13 @@ MOTARFUSE_CLONES void texture_row(const Primitive& primitive, const float* MOTAR
   if (p.wrinkle != 0.0f) {
     float* MOTARFUSE_RESTRICT shade = row.shade;
     for (int i = 0; i < n; ++i)
-      shade[i] = shade[i] * (1.0f + p.wrinkle * texel(smooth, u[i] * p.noise_u + p.noise_x, v[i] * p.noise_v + p.noise_y));
+      shade[i] =
+          shade[i] * (1.0f + p.wrinkle * texel(smooth, u[i] * p.noise_u + p.noise_x, v[i] * p.noise_v + p.noise_y));
   }
 }
 
-MOTARFUSE_CLONES void composite_row(const Primitive& primitive, int n, Row& row, float* const* planes, uint8_t* MOTARFUSE_RESTRICT visible,
-                                    uint8_t* MOTARFUSE_RESTRICT amodal) {
+MOTARFUSE_CLONES void composite_row(const Primitive& primitive, int n, Row& row, float* const* planes,
+                                    uint8_t* MOTARFUSE_RESTRICT visible, uint8_t* MOTARFUSE_RESTRICT amodal) {
   const Primitive p = primitive;
   const float *MOTARFUSE_RESTRICT f = row.f, *MOTARFUSE_RESTRICT g = row.g, *MOTARFUSE_RESTRICT h = row.h;
   const float *MOTARFUSE_RESTRICT shade = row.shade, *MOTARFUSE_RESTRICT v = row.v;
@@ -274,7 +278,8 @@ MOTARFUSE_CLONES void composite_row(const Primitive& primitive, int n, Row& row,
   n = whole(n);
   // A limb darkens what it nearly touches, on the same body only.
   for (int i = 0; i < n; ++i) {
-    const float near = clamp01(1.0f - keep[i] * p.contact_inverse) * (clamp01(v[i] * p.contact_gain + p.contact_bias) * p.contact);
+    const float near =
+        clamp01(1.0f - keep[i] * p.contact_inverse) * (clamp01(v[i] * p.contact_gain + p.contact_bias) * p.contact);
     keep[i] = amodal[i] != 0 ? 1.0f - near : 1.0f;
     cover[i] = cover[i] * h[i];
   }
@@ -344,7 +349,8 @@ void draw(const Primitive* primitives, const int32_t* boxes, int count, const Ca
 }
 
 // Symmetric filter along rows, border clamped; `in` has rows of `stride`, `out` is another array without gaps.
-MOTARFUSE_CLONES void filter_rows(const float* in, float* out, float* padded, int height, int width, int stride, const float* k, int radius) {
+MOTARFUSE_CLONES void filter_rows(const float* in, float* out, float* padded, int height, int width, int stride,
+                                  const float* k, int radius) {
   for (int y = 0; y < height; ++y) {
     const float* line = in + static_cast<size_t>(y) * stride;
     float* result = out + static_cast<size_t>(y) * width;
@@ -356,7 +362,8 @@ MOTARFUSE_CLONES void filter_rows(const float* in, float* out, float* padded, in
       for (int x = 0; x < width; ++x) result[x] = m[x] * k[0] + (m[x - 1] + m[x + 1]) * k[1];
     } else {
       for (int x = 0; x < width; ++x)
-        result[x] = ((m[x] * k[0] + (m[x - 1] + m[x + 1]) * k[1]) + (m[x - 2] + m[x + 2]) * k[2]) + (m[x - 3] + m[x + 3]) * k[3];
+        result[x] = ((m[x] * k[0] + (m[x - 1] + m[x + 1]) * k[1]) + (m[x - 2] + m[x + 2]) * k[2]) +
+                    (m[x - 3] + m[x + 3]) * k[3];
     }
   }
 }
@@ -364,23 +371,27 @@ MOTARFUSE_CLONES void filter_rows(const float* in, float* out, float* padded, in
 MOTARFUSE_CLONES void filter_columns(const float* in, float* out, int height, int width, const float* k, int radius) {
   for (int y = 0; y < height; ++y) {
     const float* at[7];
-    for (int i = -radius; i <= radius; ++i) at[3 + i] = in + static_cast<size_t>(std::min(std::max(y + i, 0), height - 1)) * width;
+    for (int i = -radius; i <= radius; ++i)
+      at[3 + i] = in + static_cast<size_t>(std::min(std::max(y + i, 0), height - 1)) * width;
     float* result = out + static_cast<size_t>(y) * width;
     if (radius == 1) {
       for (int x = 0; x < width; ++x) result[x] = at[3][x] * k[0] + (at[2][x] + at[4][x]) * k[1];
     } else {
       for (int x = 0; x < width; ++x)
-        result[x] = ((at[3][x] * k[0] + (at[2][x] + at[4][x]) * k[1]) + (at[1][x] + at[5][x]) * k[2]) + (at[0][x] + at[6][x]) * k[3];
+        result[x] = ((at[3][x] * k[0] + (at[2][x] + at[4][x]) * k[1]) + (at[1][x] + at[5][x]) * k[2]) +
+                    (at[0][x] + at[6][x]) * k[3];
     }
   }
 }
 
-MOTARFUSE_CLONES void illuminate(const Response& response, const float* MOTARFUSE_RESTRICT smooth, const Canvas& canvas) {
+MOTARFUSE_CLONES void illuminate(const Response& response, const float* MOTARFUSE_RESTRICT smooth,
+                                 const Canvas& canvas) {
   const Response r = response;
   for (int y = 0; y < canvas.height; ++y) {
     const float fy = static_cast<float>(y) + 0.5f;
     const size_t at = static_cast<size_t>(y) * canvas.stride;
-    float *MOTARFUSE_RESTRICT red = canvas.plane[0] + at, *MOTARFUSE_RESTRICT green = canvas.plane[1] + at, *MOTARFUSE_RESTRICT blue = canvas.plane[2] + at;
+    float *MOTARFUSE_RESTRICT red = canvas.plane[0] + at, *MOTARFUSE_RESTRICT green = canvas.plane[1] + at,
+                              *MOTARFUSE_RESTRICT blue = canvas.plane[2] + at;
     const float row_light = r.light_base + fy * r.light_y;
     for (int x = 0; x < canvas.width; ++x) {
       const float fx = static_cast<float>(x) + 0.5f;
@@ -397,21 +408,24 @@ MOTARFUSE_CLONES void sharpen_plane(const float* value, const float* soft, float
   for (size_t i = 0; i < n; ++i) out[i] = value[i] + (value[i] - soft[i]) * amount;
 }
 
-MOTARFUSE_CLONES void respond(const Response& response, const float* MOTARFUSE_RESTRICT smooth, const float* MOTARFUSE_RESTRICT white, const uint8_t* curve,
-                              const Canvas& canvas, float* MOTARFUSE_RESTRICT luma, int32_t* MOTARFUSE_RESTRICT index, uint8_t* image) {
+MOTARFUSE_CLONES void respond(const Response& response, const float* MOTARFUSE_RESTRICT smooth,
+                              const float* MOTARFUSE_RESTRICT white, const uint8_t* curve, const Canvas& canvas,
+                              float* MOTARFUSE_RESTRICT luma, int32_t* MOTARFUSE_RESTRICT index, uint8_t* image) {
   const Response r = response;
   const int width = canvas.width;
   for (int y = 0; y < canvas.height; ++y) {
     const float fy = static_cast<float>(y);
     const size_t at = static_cast<size_t>(y) * width;
     const float *red = canvas.plane[0] + at, *green = canvas.plane[1] + at, *blue = canvas.plane[2] + at;
-    for (int x = 0; x < width; ++x) luma[x] = texel(white, static_cast<float>(x) + r.noise_x, fy + r.noise_y) * r.noise_luma;
+    for (int x = 0; x < width; ++x)
+      luma[x] = texel(white, static_cast<float>(x) + r.noise_x, fy + r.noise_y) * r.noise_luma;
     for (int c = 0; c < 3; ++c) {
       const float m0 = r.matrix[c][0], m1 = r.matrix[c][1], m2 = r.matrix[c][2], offset = r.offset[c];
       const float shift = static_cast<float>(c * 61 + 17);
       for (int x = 0; x < width; ++x) {
         const float fx = static_cast<float>(x);
-        const float chroma = texel(smooth, fx * 4.0f + r.noise_x + shift, fy * 4.0f + r.noise_y + shift) * r.noise_chroma;
+        const float chroma =
+            texel(smooth, fx * 4.0f + r.noise_x + shift, fy * 4.0f + r.noise_y + shift) * r.noise_chroma;
         const float value = ((red[x] * m0 + green[x] * m1) + blue[x] * m2) + offset;
         const float noisy = (value + luma[x]) + chroma;
         index[x] = static_cast<int32_t>(least(most(noisy * 4.0f, 0.0f), static_cast<float>(kCurveSize - 1)));
@@ -423,7 +437,8 @@ MOTARFUSE_CLONES void respond(const Response& response, const float* MOTARFUSE_R
 
 // Bilinear resampling onto a coarser lattice and back, one axis at a time: first[i], second[i] are the lattice
 // points around i, weight[i] the share of the second.
-MOTARFUSE_CLONES void resample_rows(const float* in, float* out, int height, int width, const int32_t* first, const int32_t* second, const float* weight) {
+MOTARFUSE_CLONES void resample_rows(const float* in, float* out, int height, int width, const int32_t* first,
+                                    const int32_t* second, const float* weight) {
   for (int y = 0; y < height; ++y) {
     const float* line = in + static_cast<size_t>(y) * width;
     float* result = out + static_cast<size_t>(y) * width;
@@ -434,8 +449,8 @@ MOTARFUSE_CLONES void resample_rows(const float* in, float* out, int height, int
   }
 }
 
-MOTARFUSE_CLONES void resample_columns(const float* in, float* out, int height, int width, const int32_t* first, const int32_t* second,
-                                       const float* weight) {
+MOTARFUSE_CLONES void resample_columns(const float* in, float* out, int height, int width, const int32_t* first,
+                                       const int32_t* second, const float* weight) {
   for (int y = 0; y < height; ++y) {
     const float* a = in + static_cast<size_t>(first[y]) * width;
     const float* b = in + static_cast<size_t>(second[y]) * width;
@@ -449,8 +464,8 @@ struct Lattice {
   const float* weight;
 };
 
-void finish(const Response& r, const uint8_t* curve, const Lattice& across, const Lattice& down, const Canvas& canvas, std::vector<float>& scratch,
-            uint8_t* image) {
+void finish(const Response& r, const uint8_t* curve, const Lattice& across, const Lattice& down, const Canvas& canvas,
+            std::vector<float>& scratch, uint8_t* image) {
   const int height = canvas.height, width = canvas.width;
   const size_t n = static_cast<size_t>(height) * width;
   float *a = scratch.data(), *b = a + n, *padded = b + n;
@@ -477,26 +492,37 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(std::string("synthped.render: ") + what);
 }
 
-py::tuple render(const Array<float>& primitives, const Array<int32_t>& boxes, const Array<float>& responses, const Array<uint8_t>& curves,
-                 const Array<int32_t>& lattice_x, const Array<float>& weight_x, const Array<int32_t>& lattice_y, const Array<float>& weight_y,
-                 const Array<float>& tiles, int height, int width, int threads) {
+py::tuple render(const Array<float>& primitives, const Array<int32_t>& boxes, const Array<float>& responses,
+                 const Array<uint8_t>& curves, const Array<int32_t>& lattice_x, const Array<float>& weight_x,
+                 const Array<int32_t>& lattice_y, const Array<float>& weight_y, const Array<float>& tiles, int height,
+                 int width, int threads) {
   require(primitives.ndim() == 3 && primitives.shape(2) == kNumFields, "primitives must be (n, p, fields) float32");
   const int64_t images = primitives.shape(0);
   const int count = static_cast<int>(primitives.shape(1));
   require(height >= 1 && width >= 1 && threads >= 1, "height, width and threads must be positive");
-  require(boxes.ndim() == 3 && boxes.shape(0) == images && boxes.shape(1) == count && boxes.shape(2) == 4, "boxes must be (n, p, 4) int32");
-  require(responses.ndim() == 2 && responses.shape(0) == images && responses.shape(1) == kNumResponse, "responses must be (n, fields) float32");
-  require(curves.ndim() == 2 && curves.shape(0) == images && curves.shape(1) == kCurveSize, "curves must be (n, 1024) uint8");
-  require(lattice_x.ndim() == 3 && lattice_x.shape(0) == images && lattice_x.shape(1) == 2 && lattice_x.shape(2) == width,
-          "lattice_x must be (n, 2, width) int32");
-  require(lattice_y.ndim() == 3 && lattice_y.shape(0) == images && lattice_y.shape(1) == 2 && lattice_y.shape(2) == height,
-          "lattice_y must be (n, 2, height) int32");
-  require(weight_x.ndim() == 2 && weight_x.shape(0) == images && weight_x.shape(1) == width, "weight_x must be (n, width) float32");
-  require(weight_y.ndim() == 2 && weight_y.shape(0) == images && weight_y.shape(1) == height, "weight_y must be (n, height) float32");
-  require(tiles.ndim() == 3 && tiles.shape(0) == kNumTiles && tiles.shape(1) == kTile && tiles.shape(2) == kTile, "tiles must be (3, 256, 256) float32");
+  require(boxes.ndim() == 3 && boxes.shape(0) == images && boxes.shape(1) == count && boxes.shape(2) == 4,
+          "boxes must be (n, p, 4) int32");
+  require(responses.ndim() == 2 && responses.shape(0) == images && responses.shape(1) == kNumResponse,
+          "responses must be (n, fields) float32");
+  require(curves.ndim() == 2 && curves.shape(0) == images && curves.shape(1) == kCurveSize,
+          "curves must be (n, 1024) uint8");
+  require(
+      lattice_x.ndim() == 3 && lattice_x.shape(0) == images && lattice_x.shape(1) == 2 && lattice_x.shape(2) == width,
+      "lattice_x must be (n, 2, width) int32");
+  require(
+      lattice_y.ndim() == 3 && lattice_y.shape(0) == images && lattice_y.shape(1) == 2 && lattice_y.shape(2) == height,
+      "lattice_y must be (n, 2, height) int32");
+  require(weight_x.ndim() == 2 && weight_x.shape(0) == images && weight_x.shape(1) == width,
+          "weight_x must be (n, width) float32");
+  require(weight_y.ndim() == 2 && weight_y.shape(0) == images && weight_y.shape(1) == height,
+          "weight_y must be (n, height) float32");
+  require(tiles.ndim() == 3 && tiles.shape(0) == kNumTiles && tiles.shape(1) == kTile && tiles.shape(2) == kTile,
+          "tiles must be (3, 256, 256) float32");
   const int32_t *across = lattice_x.data(), *down = lattice_y.data();
-  for (int64_t i = 0; i < lattice_x.size(); ++i) require(across[i] >= 0 && across[i] < width, "lattice_x has a column outside the image");
-  for (int64_t i = 0; i < lattice_y.size(); ++i) require(down[i] >= 0 && down[i] < height, "lattice_y has a row outside the image");
+  for (int64_t i = 0; i < lattice_x.size(); ++i)
+    require(across[i] >= 0 && across[i] < width, "lattice_x has a column outside the image");
+  for (int64_t i = 0; i < lattice_y.size(); ++i)
+    require(down[i] >= 0 && down[i] < height, "lattice_y has a row outside the image");
 
   const size_t pixels = static_cast<size_t>(height) * width;
   Array<uint8_t> out({images, static_cast<int64_t>(height), static_cast<int64_t>(width), static_cast<int64_t>(3)});
@@ -519,17 +545,22 @@ py::tuple render(const Array<float>& primitives, const Array<int32_t>& boxes, co
       for (int64_t i = next.fetch_add(1); i < images; i = next.fetch_add(1)) {
         std::fill(planes.begin(), planes.end(), 0.0f);
         std::fill(labels.begin(), labels.end(), uint8_t{0});
-        const Canvas canvas{height, width, stride, {planes.data(), planes.data() + drawn, planes.data() + 2 * drawn}, labels.data(),
-                            labels.data() + drawn, tile_data};
-        draw(reinterpret_cast<const Primitive*>(primitive_data + i * count * kNumFields), box_data + i * count * 4, count, canvas, row);
+        const Canvas canvas{height,        width,
+                            stride,        {planes.data(), planes.data() + drawn, planes.data() + 2 * drawn},
+                            labels.data(), labels.data() + drawn,
+                            tile_data};
+        draw(reinterpret_cast<const Primitive*>(primitive_data + i * count * kNumFields), box_data + i * count * 4,
+             count, canvas, row);
         for (int y = 0; y < height; ++y) {
-          std::memcpy(visible_data + i * pixels + static_cast<size_t>(y) * width, canvas.visible + static_cast<size_t>(y) * stride, width);
-          std::memcpy(amodal_data + i * pixels + static_cast<size_t>(y) * width, canvas.amodal + static_cast<size_t>(y) * stride, width);
+          std::memcpy(visible_data + i * pixels + static_cast<size_t>(y) * width,
+                      canvas.visible + static_cast<size_t>(y) * stride, width);
+          std::memcpy(amodal_data + i * pixels + static_cast<size_t>(y) * width,
+                      canvas.amodal + static_cast<size_t>(y) * stride, width);
         }
         const Lattice x_lattice{across + i * 2 * width, across + i * 2 * width + width, weight_x_data + i * width};
         const Lattice y_lattice{down + i * 2 * height, down + i * 2 * height + height, weight_y_data + i * height};
-        finish(*reinterpret_cast<const Response*>(response_data + i * kNumResponse), curve_data + i * kCurveSize, x_lattice, y_lattice, canvas, scratch,
-               out_data + i * pixels * 3);
+        finish(*reinterpret_cast<const Response*>(response_data + i * kNumResponse), curve_data + i * kCurveSize,
+               x_lattice, y_lattice, canvas, scratch, out_data + i * pixels * 3);
       }
     };
     std::vector<std::thread> pool;
@@ -549,8 +580,9 @@ void bind_synthped(py::module_& m) {
   m.attr("synthped_revision") = kRevision;
   m.attr("synthped_fields") = kNumFields;
   m.attr("synthped_response_fields") = kNumResponse;
-  m.def("synthped_render", &render, py::arg("primitives").noconvert(), py::arg("boxes").noconvert(), py::arg("responses").noconvert(),
-        py::arg("curves").noconvert(), py::arg("lattice_x").noconvert(), py::arg("weight_x").noconvert(), py::arg("lattice_y").noconvert(),
-        py::arg("weight_y").noconvert(), py::arg("tiles").noconvert(), py::arg("height"), py::arg("width"), py::arg("threads") = 1,
+  m.def("synthped_render", &render, py::arg("primitives").noconvert(), py::arg("boxes").noconvert(),
+        py::arg("responses").noconvert(), py::arg("curves").noconvert(), py::arg("lattice_x").noconvert(),
+        py::arg("weight_x").noconvert(), py::arg("lattice_y").noconvert(), py::arg("weight_y").noconvert(),
+        py::arg("tiles").noconvert(), py::arg("height"), py::arg("width"), py::arg("threads") = 1,
         "Draws scenes: (images (n, h, w, 3), visible labels (n, h, w), amodal labels (n, h, w)), all uint8.");
 }

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from motarfuse import console
 from motarfuse.engine.extractor import FEATURES, TABLE, extract
+from motarfuse.engine.shards import merge_shards, shard_folder
 
 EXAMPLES = """
 examples:
   motarfuse extract runs/first crops/ features/
   motarfuse extract runs/first Market-1501-v15.09.15 gallery/ --split gallery
-  motarfuse extract runs/first crops/ features-1/ --shard 1/4
+  motarfuse extract runs/first crops/ features/ --shard 0/2
+  motarfuse extract runs/first crops/ features/ --shard 1/2
+  motarfuse extract runs/first crops/ features/ --merge
 
 Writes features.safetensors (tensor `feature`: a row an image, float32), table.csv (path, pid, camid; a line an image)
 and manifest.json. `motarfuse search` finds a query image in them.
@@ -35,16 +39,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
     parser.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="the I-th of N equal parts of the images, from 0"
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="only the I-th of N equal parts of the images, from 0, into OUT.shard-I-of-N",
     )
+    parser.add_argument("--merge", action="store_true", help="extract nothing; join the parts that lie beside OUT")
     parser.epilog = EXAMPLES
 
 
 def run(args: argparse.Namespace) -> int:
+    out = Path(args.out)
+    if args.merge:
+        merged = merge_shards(out)
+        console.info(f"{merged.count:,} images joined in {merged.out}")
+        return 0
     result = extract(
         args.checkpoint,
         args.source,
-        args.out,
+        shard_folder(out, *args.shard) if args.shard else out,
         kind=args.kind,
         split=args.split,
         batch_size=args.batch_size,
@@ -52,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         flip=args.flip,
         workers=args.workers,
-        shard=args.shard,
+        shard=args.shard or (0, 1),
     )
     rate = result.count / max(result.seconds, 1e-9)
     console.info(f"{result.count:,} images in {result.seconds:.1f} s ({rate:,.0f} images/s)")

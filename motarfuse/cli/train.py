@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from rich import box
 from rich.table import Table
 
 from motarfuse import console
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluation_table(evaluations: list[Evaluation]) -> Table:
     """The metrics of evaluations in per cent, a row each."""
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("set")
     for title in ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "queries", "gallery"):
         table.add_column(title, justify="right")

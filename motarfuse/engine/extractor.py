@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -223,7 +223,7 @@ def extract(
     }
     with atomic_folder(out) as partial:
         write_synced(partial / FEATURES, tensor_bytes({"feature": features}))
-        write_synced(partial / TABLE, _table(rows))
+        write_synced(partial / TABLE, table_bytes(rows))
         write_json(partial / MANIFEST, manifest)
     return ExtractResult(out, len(kept), skipped, seconds)
 
@@ -242,7 +242,8 @@ def _relative(path: Path, base: Path) -> str:
         return path.resolve().as_posix()
 
 
-def _table(rows: Sequence[tuple[str, int, int]]) -> bytes:
+def table_bytes(rows: Iterable[Sequence[object]]) -> bytes:
+    """The table of an extraction: a line (path, pid, camid) an image."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "pid", "camid"])

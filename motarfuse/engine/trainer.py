@@ -293,8 +293,7 @@ class Trainer:
         """Writes the means since the last line; returns them as text."""
         keys = dict.fromkeys(key for totals in self.window for key in totals)
         means = {key: _mean([totals[key] for totals in self.window if key in totals]) for key in keys}
-        previous = self._logged_seconds
-        elapsed = self.seconds - previous
+        elapsed = self.seconds - self._logged_seconds
         images = len(self.window) * self.config.train.batch_size * self.config.train.accumulate
         factor = lr_factor(self.config.optim, self.step - 1, self.config.train.steps)
         values = {

@@ -17,6 +17,7 @@ from motarfuse.data import EvalTransform, read_image
 from motarfuse.engine.checkpoint import load_model, save_checkpoint
 from motarfuse.engine.evaluator import evaluate_checkpoint
 from motarfuse.engine.extractor import encode, extract
+from motarfuse.engine.shards import merge_shards, shard_folder
 from motarfuse.errors import CheckpointError, ConfigError, DataError, OutputError
 from motarfuse.models import build_model
 from motarfuse.retrieval import evaluate
@@ -91,14 +92,31 @@ def test_plain_folders_are_read_recursively_without_labels(checkpoint: Path, tmp
 
 def test_shards_are_the_whole_in_order(checkpoint: Path, people: Path, tmp_path: Path) -> None:
     extract(checkpoint, people, tmp_path / "whole", device="cpu")
-    parts = []
-    for index in range(5):
-        extract(checkpoint, people, tmp_path / f"part{index}", shard=(index, 5), device="cpu")
-        parts.append(tmp_path / f"part{index}")
-    assert [row for part in parts for row in table(part)] == table(tmp_path / "whole")
-    joined = torch.cat([load_file(part / "features.safetensors")["feature"] for part in parts])
-    whole = load_file(tmp_path / "whole/features.safetensors")["feature"]
+    for index in (3, 0, 4, 2, 1):
+        extract(checkpoint, people, shard_folder(tmp_path / "joined", index, 5), shard=(index, 5), device="cpu")
+    assert merge_shards(tmp_path / "joined").count == 48
+    joined, whole = (load_file(tmp_path / name / "features.safetensors")["feature"] for name in ("joined", "whole"))
     torch.testing.assert_close(joined, whole, rtol=1e-4, atol=1e-5)
+    for name in ("table.csv", "manifest.json"):
+        assert (tmp_path / "joined" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_parts_that_do_not_fit_together_are_named(checkpoint: Path, people: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"no parts of .*out found"):
+        merge_shards(out)
+    extract(checkpoint, people, shard_folder(out, 0, 2), shard=(0, 2), device="cpu")
+    with pytest.raises(DataError, match=r"part 1 of 2 is missing; run extract with --shard 1/2"):
+        merge_shards(out)
+    extract(checkpoint, people, shard_folder(out, 1, 2), shard=(1, 2), flip=True, device="cpu")
+    with pytest.raises(DataError, match="differ in checkpoint, source or options"):
+        merge_shards(out)
+    extract(checkpoint, people, shard_folder(out, 1, 2), shard=(1, 2), device="cpu")
+    features = shard_folder(out, 1, 2) / "features.safetensors"
+    features.write_bytes(features.read_bytes()[:-10])
+    with pytest.raises(CheckpointError, match=r"shard-1-of-2/features\.safetensors is truncated"):
+        merge_shards(out)
+    assert not out.exists()
 
 
 def test_a_split_is_extracted_alone(checkpoint: Path, people: Path, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -396,6 +398,22 @@ def test_an_empty_batch_gives_an_empty_result(backend: tuple[str, str], shape: t
     sum(tensor.sum() for tensor in result).backward()
     assert logits.grad.shape == logits.shape
     assert affine.grad.shape == affine.shape
+
+
+@needs_native
+@pytest.mark.parametrize("capability", ["avx2", "baseline"])
+def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> None:
+    tests = ["accurate_as_eager and cpu and (9x7 or 16x8)", "exponential", "halves", "strides and cpu and misaligned"]
+    chosen = " or ".join(f"({test})" for test in tests)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", chosen],
+        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout
 
 
 # torch's machinery ---------------------------------------------------------------------------------------------------

@@ -23,15 +23,21 @@ class Style:
     ``variety`` 0 gives every image its camera's value, 1 a value of its own, and between them a mixture of both.
     """
 
-    def __init__(self, seed: int, cameras: NDArray[np.int64], image: Draws, variety: float) -> None:
+    def __init__(
+        self, seed: int, cameras: NDArray[np.int64], image: Draws, variety: float, strength: float = 1.0
+    ) -> None:
         self.camera = Draws(keys(seed, "camera", cameras))
         self.image = image.fork("style")
-        self.variety = variety
+        self.variety, self.strength = variety, strength
 
     def uniform(self, name: str, low: float, high: float) -> Floats:
         """A value in [low, high)."""
         own = self.image.uniform(name, low, high)
         return self.camera.uniform(name, low, high) * (1.0 - self.variety) + own * self.variety
+
+    def response(self, name: str, low: float, neutral: float, high: float) -> Floats:
+        """A property of the camera itself: in [low, high) at full strength, ``neutral`` at none."""
+        return neutral + self.strength * (self.uniform(name, low, high) - neutral)
 
     def colour(self, name: str, spread: float) -> Floats:
         """Three values in [-spread, spread)."""
@@ -64,7 +70,7 @@ def view(style: Style) -> View:
 
 def light(style: Style) -> Light:
     """A lamp above the scene, to one side; ambient and direct light add up to about one on a body's middle."""
-    ambient = style.uniform("ambient", 0.46, 0.80)
+    ambient = style.response("ambient", 0.46, 0.65, 0.80)
     direct = 1.04 - ambient
     side = style.uniform("light side", -1.0, 1.0)
     return Light(
@@ -95,23 +101,23 @@ def optics(style: Style, height: int, width: int) -> Optics:
     r = np.zeros((n, layout.NUM_RESPONSE))
     at = RESPONSE_FIELD
 
-    temperature, tint = style.uniform("temperature", -1.0, 1.0), style.uniform("tint", -1.0, 1.0)
+    temperature, tint = style.response("temperature", -1.0, 0.0, 1.0), style.response("tint", -1.0, 0.0, 1.0)
     gains = np.stack([1.0 + 0.17 * temperature, 1.0 + 0.06 * tint, 1.0 - 0.19 * temperature], axis=1)
-    saturation = style.uniform("saturation", 0.45, 1.3)[:, None, None]
+    saturation = style.response("saturation", 0.45, 0.95, 1.3)[:, None, None]
     grey = np.asarray([0.30, 0.59, 0.11])
     matrix = (saturation * np.eye(3) + (1.0 - saturation) * grey) * gains[:, :, None]
     r[:, at["matrix00"] : at["matrix00"] + 9] = matrix.reshape(n, 9)
-    haze = np.maximum(style.uniform("haze", -18.0, 26.0), 0.0)
+    haze = np.maximum(style.response("haze", -18.0, 0.0, 26.0), 0.0)
     r[:, at["offset0"] : at["offset0"] + 3] = haze[:, None] * np.stack(
         [1.0 + 0.1 * temperature, np.ones(n), 1.0 - 0.1 * temperature], axis=1
     )
 
-    exposure = style.uniform("exposure", 0.84, 1.5) * image.normal("exposure jitter", 1.0, 0.05)
-    fall_x, fall_y = style.uniform("fall x", -0.16, 0.16) / width, style.uniform("fall y", -0.14, 0.18) / height
+    exposure = style.response("exposure", 0.84, 1.15, 1.5) * image.normal("exposure jitter", 1.0, 0.04)
+    fall_x, fall_y = style.response("fall x", -0.16, 0.0, 0.16) / width, style.response("fall y", -0.14, 0.0, 0.18) / height
     r[:, at["light_base"]] = exposure - 0.5 * (fall_x * width + fall_y * height)
     r[:, at["light_x"]], r[:, at["light_y"]] = fall_x, fall_y
     dappled = style.chance("dappled", 0.3)
-    r[:, at["dapple"]] = np.where(dappled, image.uniform("dapple", 0.12, 0.5), 0.0)
+    r[:, at["dapple"]] = np.where(dappled, style.strength * image.uniform("dapple", 0.12, 0.5), 0.0)
     r[:, at["dapple_gain"]], r[:, at["dapple_bias"]] = 5.0, image.uniform("dapple bias", -0.8, 0.8)
     r[:, at["dapple_scale"]] = image.uniform("dapple scale", 0.5, 1.3) / unit
     r[:, at["dapple_x"]], r[:, at["dapple_y"]] = (
@@ -120,23 +126,23 @@ def optics(style: Style, height: int, width: int) -> Optics:
     )
 
     coarse = (
-        np.maximum(style.uniform("resolution", 0.6, 2.0) * image.uniform("resolution jitter", 0.85, 1.15), 1.0) * unit
+        np.maximum(style.response("resolution", 0.6, 0.8, 2.0) * image.uniform("resolution jitter", 0.85, 1.15), 1.0) * unit
     )
     coarse = np.maximum(coarse, 1.0)
-    blur = style.uniform("blur", 0.26, 0.62) * unit * np.maximum(coarse / unit, 1.0) ** 0.7
+    blur = style.response("blur", 0.26, 0.35, 0.62) * unit * np.maximum(coarse / unit, 1.0) ** 0.7
     moving = np.where(image.chance("motion blur", 0.15), image.uniform("motion", 0.3, 1.1) * unit, 0.0)
     for axis, sigma in (("x", np.sqrt(blur * blur + moving * moving)), ("y", blur)):
         taps = np.exp(-0.5 * (np.arange(4) / np.maximum(sigma, 0.2)[:, None]) ** 2)
         taps /= taps[:, :1] + 2.0 * taps[:, 1:].sum(axis=1, keepdims=True)
         r[:, at[f"kernel_{axis}0"] : at[f"kernel_{axis}0"] + 4] = taps
-    r[:, at["sharpen"]] = np.maximum(style.uniform("sharpen", -0.5, 1.5), 0.0)
-    r[:, at["noise_luma"]] = style.uniform("grain", 0.5, 5.5)
-    r[:, at["noise_chroma"]] = style.uniform("blotches", 0.0, 6.0)
+    r[:, at["sharpen"]] = np.maximum(style.response("sharpen", -0.5, 0.2, 1.5), 0.0)
+    r[:, at["noise_luma"]] = style.response("grain", 0.5, 1.0, 5.5)
+    r[:, at["noise_chroma"]] = style.response("blotches", 0.0, 0.0, 6.0)
     r[:, at["noise_x"]], r[:, at["noise_y"]] = image.integer("noise x", 256), image.integer("noise y", 256)
 
     x = np.arange(layout.CURVE_SIZE) / (layout.CURVE_SIZE - 1.0)
-    gamma = style.uniform("gamma", 0.72, 1.22)[:, None]
-    bend = style.uniform("contrast", -0.25, 0.75)[:, None]
+    gamma = style.response("gamma", 0.72, 0.95, 1.22)[:, None]
+    bend = style.response("contrast", -0.25, 0.25, 0.75)[:, None]
     y = x[None, :] ** gamma
     y = y + bend * (y * y * (3.0 - 2.0 * y) - y)
     curves = np.clip(np.floor(y * 255.0 + 0.5), 0, 255).astype(np.uint8)

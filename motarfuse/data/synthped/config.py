@@ -34,6 +34,9 @@ class SynthPedConfig:
     camera_variety: float = _field(
         0.5, "how much of a camera's look changes from image to image: 0 a fixed camera, 1 a new one for every image"
     )
+    camera_strength: float = _field(
+        0.5, "how far cameras differ in colour, exposure, light, blur and noise: 0 not at all, 1 as far as bad ones do"
+    )
     train_occluded: float = _field(0.25, "share of the training images with an occluder")
     train_partial: float = _field(0.1, "share of the training images that show a part of the body only")
     occlusion: tuple[float, float] = _field((0.15, 0.55), "least and largest share of the body that an occluder hides")
@@ -58,7 +61,7 @@ class SynthPedConfig:
             )
         if not all(32 <= side <= 1024 for side in self.size):
             raise ConfigError(f"synthped: size must be height and width in 32..1024 pixels, got {self.size}")
-        for name in ("camera_variety", "train_occluded", "train_partial"):
+        for name in ("camera_variety", "camera_strength", "train_occluded", "train_partial"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"synthped: {name} must be in [0, 1], got {getattr(self, name)}")
         if self.train_occluded + self.train_partial > 1.0:

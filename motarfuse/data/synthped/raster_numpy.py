@@ -159,7 +159,7 @@ def _face(t: Image, u: Image, v: Image) -> tuple[Image, Image]:
     sides = np.minimum(_clamp01((du - t[1]) * _c(7.0) + _HALF), _clamp01((t[2] - v) * _c(14.0) + _HALF))
     chin = np.minimum(_clamp01((v - _c(0.74)) * _c(14.0) + _HALF), _clamp01((_ONE - du) * _c(8.0))) * t[4]
     f = np.maximum(np.maximum(front, sides), chin)
-    ex, ey = (du - _c(0.30)) * _c(5.5), (v - _c(0.53)) * _c(11.0)
+    ex, ey = (du - _c(0.30)) * _c(7.5), (v - _c(0.53)) * _c(13.0)
     eye = _clamp01(_c(1.3) - (ex * ex + ey * ey)) * _c(0.55)
     gx = (du - _c(0.30)) * _c(3.4)
     glasses = _clamp01(_c(2.0) - (gx * gx + ey * ey) * _c(2.0)) * t[3]

@@ -70,7 +70,7 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
     height, width = config.size
     draws = Draws(keys(config.seed, "image", shots.key))
     people = identities(config.seed, shots.identity, config.confusers)
-    style = camera.Style(config.seed, shots.camera, draws, config.camera_variety)
+    style = camera.Style(config.seed, shots.camera, draws, config.camera_variety, config.camera_strength)
     view = camera.view(style)
     gait = pose.sample_gait(people, draws)
     joints = pose.joints(people, gait)
@@ -88,7 +88,7 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
     groups: list[tuple[NDArray[np.float32], Ints | None]] = [
         (scenery.paint(style, height, width, view.elevation), None)
     ]
-    far = np.flatnonzero(draws.chance("passer-by", 0.2))
+    far = np.flatnonzero(draws.chance("passer-by", 0.12))
     if len(far):
         groups.append(
             (_passer_by(config, draws.at(far).fork("far"), shots.key[far], frame, light, view, far, None), far)

@@ -55,7 +55,7 @@ _CLUTTER = np.asarray(
 )
 
 
-def _pick(style: Style, name: str, table: Floats, spread: float = 16.0) -> Floats:
+def _pick(style: Style, name: str, table: Floats, spread: float = 10.0) -> Floats:
     index = style.choice(name, tuple(1.0 for _ in table))
     return np.clip(table[index] + style.colour(name + " shift", spread), 8.0, 248.0)
 
@@ -153,10 +153,10 @@ def paint(style: Style, height: int, width: int, elevation: Floats) -> NDArray[n
     # Doors, posters, shop windows and parked vans on the wall.
     for k in range(3):
         name = f"panel {k}"
-        active = image.chance(name, 0.38) & ~bushes
+        active = image.chance(name, 0.26) & ~bushes
         left = image.uniform(name + " x", -0.5, 1.0) * width
         top = base - image.uniform(name + " top", 0.1, 0.8) * height
-        colour = _pick(style, name + " colour", _CLUTTER, 24.0)
+        colour = _pick(style, name + " colour", _CLUTTER, 12.0)
         rectangle(
             name,
             active,
