@@ -10,7 +10,7 @@ import torch
 
 
 def max_error(result: torch.Tensor, reference: torch.Tensor) -> float:
-    """Largest absolute difference from the float64 reference; NaN and infinities of one and not of the other are infinite."""
+    """Largest absolute difference from the float64 reference; infinite where only one is NaN or infinite."""
     if result.shape != reference.shape:
         raise AssertionError(f"shape {tuple(result.shape)} instead of {tuple(reference.shape)}")
     if reference.numel() == 0:

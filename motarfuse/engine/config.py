@@ -78,7 +78,11 @@ class LossConfig:
     """Identity and triplet loss."""
 
     id_weight: float = _option(1.0, "weight of the identity loss (cross entropy after the BNNeck)")
-    triplet_weight: float = _option(1.0, "weight of the batch-hard triplet loss (before the BNNeck)")
+    triplet_weight: float = _option(
+        0.1,
+        "weight of the batch-hard triplet loss (before the BNNeck); 1 is usual for pre-trained weights, but from "
+        "scratch it draws all embeddings together before they tell people apart",
+    )
     label_smoothing: float = _option(0.1, "label smoothing of the identity loss, in [0, 1)")
     margin: float | None = _option(None, "margin of the triplet loss; none: soft margin")
     metric: Literal["euclidean", "cosine"] = _option("euclidean", "distance of the triplet loss")

@@ -44,7 +44,7 @@ class Backend(NamedTuple):
     Attributes:
         name: What ``impl=`` calls it.
         run: Takes the operator's validated arguments and returns its results; differentiable.
-        not_supported_reasons: Every reason against serving a request, as sentences without a full stop; empty if it can.
+        not_supported_reasons: Every reason against serving a request, sentences without a full stop; empty if it can.
     """
 
     name: str
@@ -121,7 +121,9 @@ class Operator:
         return backend
 
     def _all_reasons(self, request: Request) -> str:
-        return "; ".join(f"{one.name}: {', '.join(one.not_supported_reasons(request))}" for one in self.backends.values())
+        return "; ".join(
+            f"{one.name}: {', '.join(one.not_supported_reasons(request))}" for one in self.backends.values()
+        )
 
 
 _OPERATORS: dict[str, Operator] = {}
@@ -138,7 +140,7 @@ def known_backends() -> list[str]:
 
 
 class _Preference(threading.local):
-    """A thread's own preference. Not a context variable: torch.compile guards a thread-local, and cannot trace those."""
+    """A thread's own preference. No context variable: torch.compile cannot trace one, and guards a thread-local."""
 
     def __init__(self) -> None:  # once a thread; a class attribute would be read without a guard
         self.name: str | None = None
@@ -173,8 +175,8 @@ class use_backend:  # noqa: N801 (a function to its users, as torch.no_grad is)
     """Prefers a backend from now on, or within a ``with`` block; ``use_backend("auto")`` prefers none.
 
     It is a preference: operators without that backend, and calls that it cannot take, choose as ever. Like
-    ``torch.no_grad`` it holds for the calling thread (other threads keep theirs), and so for every task of that thread's
-    event loop: do not await inside the block. ``MOTARFUSE_BACKEND`` is the same for all threads of a process.
+    ``torch.no_grad`` it holds for the calling thread (other threads keep theirs), and so for every task of that
+    thread's event loop: do not await inside the block. ``MOTARFUSE_BACKEND`` is the same for all threads of a process.
 
     Example::
 
@@ -236,6 +238,8 @@ def _explain(operator: Operator, device: torch.device) -> Explanation:
     chosen = preferred if preferred in usable else usable[0]
     why = "is preferred" if chosen == preferred else "comes first"
     why_not = {
-        name: against or [f"it could run here, but {chosen} {why}"] for name, against in reasons.items() if name != chosen
+        name: against or [f"it could run here, but {chosen} {why}"]
+        for name, against in reasons.items()
+        if name != chosen
     }
     return Explanation(operator.name, chosen, why_not, note)

@@ -47,7 +47,7 @@ class KernelFamily:
     """All compiled implementations of one operator: same schemas, same ``autograd.Function``.
 
     Args:
-        operator: The operator's name; native kernels become ``torch.ops.motarfuse.<operator>_forward`` and ``_backward``.
+        operator: The operator's name; native kernels are ``torch.ops.motarfuse.<operator>_forward`` and ``_backward``.
         forward, backward: Their schemas.
         run: ``run(kernels, *arguments)`` calls the kernels with the operator's validated arguments, differentiably.
     """
@@ -115,7 +115,9 @@ class KernelFamily:
         for direction in self._schemas:
             qualified = f"{NAMESPACE}::{self.operator}_{direction}"
             if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
-                return [f"motarfuse._C was built without {key} code; run `motarfuse build` where the toolkit is installed"]
+                return [
+                    f"motarfuse._C was built without {key} code; run `motarfuse build` where the toolkit is installed"
+                ]
         return []
 
 

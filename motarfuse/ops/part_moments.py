@@ -19,6 +19,7 @@ from motarfuse.ops.validation import (
     dtype_name,
 )
 from motarfuse.reference import part_moments as reference
+from motarfuse.reference.precision import autocast_enabled
 
 # Per row and in the dtype computed in: keypoint 2, affine 4, confidence, largest logit, 1 / sum of exponentials.
 STATISTICS = 9
@@ -46,10 +47,10 @@ def part_moments(
     keypoints = sum P u, affines = sum P a, confidence = sum P^2 (1 for a single peak, 1/N for a flat map).
 
     Args:
-        logits: (B, K, N) float16, bfloat16, float32 or float64; N = h*w cells, row-major. -inf hides a cell; a row whose
-            cells are all hidden gives zeros and has zero gradient. Any strides; B = 0 and K = 0 are allowed.
-        affine: (B, K, N, 2, 2) of the logits' dtype or float32 beside half logits; None is the identity in every cell.
-            Any strides, expanded views included.
+        logits: (B, K, N) float16, bfloat16, float32 or float64; N = h*w cells, row-major. -inf hides a cell; a row
+            whose cells are all hidden gives zeros and has zero gradient. Any strides; B = 0 and K = 0 are allowed.
+        affine: (B, K, N, 2, 2) of the logits' dtype or float32 beside half logits; None is the identity in every
+            cell. Any strides, expanded views included.
         grid: (h, w) in cells.
         temperature: Finite and greater than 0.
         impl: ``"auto"``, or the backend that must run: ``"cuda"``, ``"cpu"`` or ``"reference"``.
@@ -86,7 +87,7 @@ def part_moments(
         check_tensor("affine", affine)
         check_shape("affine", affine, "(B, K, N, 2, 2)", (batch, parts, cells, 2, 2), "logits")
         check_same_device({"logits": logits, "affine": affine})
-    autocast = _autocast_enabled(logits.device.type)
+    autocast = autocast_enabled(logits.device)
     affine = _check_affine_dtype(logits, affine, autocast)
     mixed = affine is not None and affine.dtype != logits.dtype
     dtype = torch.float32 if mixed or (autocast and logits.dtype in HALF_DTYPES) else logits.dtype
@@ -95,10 +96,6 @@ def part_moments(
     )
     backend = OPERATOR.select(request, impl)
     return PartMoments(*backend.run(logits, affine, grid, temperature, dtype))
-
-
-def _autocast_enabled(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _check_affine_dtype(logits: torch.Tensor, affine: torch.Tensor | None, autocast: bool) -> torch.Tensor | None:

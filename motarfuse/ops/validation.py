@@ -76,8 +76,8 @@ def check_grid(grid: Any, cells: int, given_by: str) -> tuple[int, int]:
     return height, width
 
 
-def check_positive(name: str, value: Any) -> float:
-    """The number as given; raises unless it is a finite number above zero.
+def check_positive(name: str, value: Any) -> Any:
+    """The number as given (a symbolic one stays symbolic); raises unless it is a finite number above zero.
 
     Raises:
         TypeError: Not a Python number (a tensor would have to be read back from its device).

@@ -6,6 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+# Asked once: torch.compile does not trace the question before torch 2.11.
+_AUTOCAST_DEVICE_TYPES = tuple(
+    device_type for device_type in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device_type)
+)
+
 
 def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     """float64 if any tensor is, else float32: half types compute in float32."""
@@ -13,9 +18,14 @@ def compute_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     return torch.float64 if is_double else torch.float32
 
 
+def autocast_enabled(device: torch.device) -> bool:
+    """Whether autocast is on for a device's type; False for types that have none, such as meta."""
+    return device.type in _AUTOCAST_DEVICE_TYPES and torch.is_autocast_enabled(device.type)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
     """Autocast would turn the float32 products inside a definition back into half ones."""
-    if torch.amp.is_autocast_available(device.type):
+    if device.type in _AUTOCAST_DEVICE_TYPES:
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from motarfuse import _native
 from motarfuse.data.synthped import (
@@ -21,19 +17,17 @@ from motarfuse.data.synthped import (
     SETS,
     SynthPed,
     SynthPedConfig,
+    SynthPedImages,
     layout,
     occluders,
     raster,
     raster_numpy,
     scene,
     truth,
-    write_synthped,
 )
 from motarfuse.data.synthped import identity as who
-from motarfuse.data.synthped import write as writer
 from motarfuse.data.synthped.draws import Draws, keys
 from motarfuse.data.synthped.layout import FIELD, PART, SHAPE_NONE, TEXTURES
-from motarfuse.errors import ConfigError, OutputError
 
 SMALL = SynthPedConfig(train_ids=8, test_ids=8, cameras=2, images_per_camera=2, gallery_per_camera=1, distractors=6)
 
@@ -52,13 +46,13 @@ def digest(*arrays: np.ndarray) -> str:
 
 
 @pytest.fixture(scope="module")
-def occluded():
+def occluded() -> SynthPedImages:
     """200 occluded queries of many people, drawn once."""
     return SynthPed(SynthPedConfig(test_ids=100, cameras=2)).images("query_occluded")
 
 
 @pytest.fixture(scope="module")
-def holistic():
+def holistic() -> SynthPedImages:
     return SynthPed(SynthPedConfig(test_ids=100, cameras=2)).images("query_holistic")
 
 
@@ -160,7 +154,7 @@ def test_boxes_of_primitives_leave_nothing_out() -> None:
         assert np.array_equal(x, y)
 
 
-def test_pictures_are_neither_flat_nor_saturated(holistic) -> None:
+def test_pictures_are_neither_flat_nor_saturated(holistic: SynthPedImages) -> None:
     images = holistic.images.astype(np.float64)
     assert (images.std(axis=(1, 2, 3)) > 12).all()
     assert ((images == 255).mean(axis=(1, 2, 3)) < 0.6).all()
@@ -230,7 +224,7 @@ def test_a_person_looks_the_same_in_every_set_of_images() -> None:
 # Ground truth
 
 
-def test_the_occluded_share_stays_in_the_configured_range(occluded) -> None:
+def test_the_occluded_share_stays_in_the_configured_range(occluded: SynthPedImages) -> None:
     low, high = SynthPedConfig().occlusion
     inside = (occluded.occluded_share >= low) & (occluded.occluded_share <= high)
     # Some bodies cannot be hidden to the asked share by the drawn occluder; they stay few and near.
@@ -243,7 +237,9 @@ def test_the_occluded_share_stays_in_the_configured_range(occluded) -> None:
     assert occluded.occluded_share == pytest.approx(share, abs=1e-6)
 
 
-def test_labels_differ_from_the_amodal_ones_only_where_an_occluder_is(occluded, holistic) -> None:
+def test_labels_differ_from_the_amodal_ones_only_where_an_occluder_is(
+    occluded: SynthPedImages, holistic: SynthPedImages
+) -> None:
     different = occluded.parts != occluded.amodal
     assert (occluded.parts[different] == PART["occluder"]).all()
     assert not (occluded.amodal == PART["occluder"]).any()
@@ -262,7 +258,7 @@ def test_labels_differ_from_the_amodal_ones_only_where_an_occluder_is(occluded, 
         ("nose", ("head", "hair")),
     ],
 )
-def test_a_visible_keypoint_lies_on_its_part(holistic, keypoint: str, parts: tuple[str, ...]) -> None:
+def test_a_visible_keypoint_lies_on_its_part(holistic: SynthPedImages, keypoint: str, parts: tuple[str, ...]) -> None:
     k = KEYPOINTS.index(keypoint)
     seen = np.flatnonzero(holistic.visibility[:, k] == layout.VISIBLE)
     assert len(seen) > 40
@@ -275,7 +271,7 @@ def test_a_visible_keypoint_lies_on_its_part(holistic, keypoint: str, parts: tup
     assert all(np.isin(patch, wanted).any() for patch in labels)
 
 
-def test_a_keypoint_under_an_occluder_is_not_visible(occluded) -> None:
+def test_a_keypoint_under_an_occluder_is_not_visible(occluded: SynthPedImages) -> None:
     n, height, width = occluded.parts.shape
     column, row = np.floor(occluded.keypoints[..., 0]).astype(int), np.floor(occluded.keypoints[..., 1]).astype(int)
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
@@ -297,7 +293,7 @@ def test_a_face_is_seen_from_the_front_and_not_from_behind() -> None:
     assert truth.visibility(points, facing, head, head)[0, nose] == layout.BEHIND_SELF
 
 
-def test_left_is_the_persons_left(holistic) -> None:
+def test_left_is_the_persons_left(holistic: SynthPedImages) -> None:
     """Whoever shows the nose has the left shoulder on the right of the picture, and the other way round from behind."""
     nose, left, right = (KEYPOINTS.index(name) for name in ("nose", "left_shoulder", "right_shoulder"))
     front = holistic.visibility[:, nose] == layout.VISIBLE
@@ -318,190 +314,11 @@ def test_partial_crops_show_a_part_of_the_body() -> None:
     assert (SynthPed(config).images("query_holistic").in_frame > 0.7).all()
 
 
-def test_people_fill_the_crop(holistic) -> None:
+def test_people_fill_the_crop(holistic: SynthPedImages) -> None:
     body = holistic.amodal > 0
     rows = body.any(axis=2)
     assert (rows.mean(axis=1) > 0.75).all()
     assert 0.15 < body.mean() < 0.5
-
-
-# On disk
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_synthped(tmp_path_factory.mktemp("synthped") / "set", SMALL, image_format="png")
-
-
-def test_names_follow_market1501(written: Path) -> None:
-    pattern = re.compile(r"^(\d{4})_c([1-9])s1_(\d{6})_00\.png$")
-    found: dict[str, list[tuple[int, int]]] = {}
-    for folder in ("bounding_box_train", "query", "bounding_box_test"):
-        names = sorted(path.name for path in (written / "occluded" / folder).iterdir())
-        matches = [pattern.match(name) for name in names]
-        assert all(matches)
-        found[folder] = [(int(m[1]), int(m[2])) for m in matches if m]
-    train, query, gallery = (
-        {pid for pid, _ in found[folder]} for folder in ("bounding_box_train", "query", "bounding_box_test")
-    )
-    assert train == set(range(1, 9))
-    assert query == set(range(9, 17))
-    assert gallery == query | {0}
-    assert {camera for _, camera in found["query"]} == {1, 2}
-    # every query has a match in another camera
-    for pid, camera in found["query"]:
-        assert any(p == pid and c != camera for p, c in found["bounding_box_test"])
-
-
-def test_protocols_share_training_set_and_gallery_but_not_queries(written: Path) -> None:
-    for folder in ("bounding_box_train", "bounding_box_test"):
-        names = {
-            protocol: sorted(p.name for p in (written / protocol / folder).iterdir())
-            for protocol in ("holistic", "occluded", "partial")
-        }
-        assert names["holistic"] == names["occluded"] == names["partial"]
-        name = names["holistic"][0]
-        assert (written / "holistic" / folder / name).read_bytes() == (written / "partial" / folder / name).read_bytes()
-    queries = [
-        {p.name for p in (written / protocol / "query").iterdir()} for protocol in ("holistic", "occluded", "partial")
-    ]
-    assert all(len(names) == 16 for names in queries)
-    assert not (queries[0] & queries[1] or queries[1] & queries[2] or queries[0] & queries[2])
-
-
-def test_files_hold_what_was_drawn_and_the_truth_names_them(written: Path) -> None:
-    drawn = SynthPed(SMALL).images("query_occluded")
-    with np.load(written / "ground_truth" / "query_occluded.npz") as stored:
-        for field in (
-            "parts",
-            "amodal",
-            "keypoints",
-            "visibility",
-            "occluded_share",
-            "in_frame",
-            "pids",
-            "camids",
-            "occluder",
-        ):
-            assert np.array_equal(stored[field], getattr(drawn, field)), field
-        names = stored["names"].tolist()
-    assert sorted(names) == sorted(p.name for p in (written / "occluded" / "query").iterdir())
-    for i in (0, 7, 15):
-        with Image.open(written / "occluded" / "query" / names[i]) as image:
-            assert np.array_equal(np.asarray(image), drawn.images[i])
-
-
-def test_the_manifest_says_how_to_draw_it_again(written: Path) -> None:
-    manifest = json.loads((written / "manifest.json").read_text())
-    assert manifest["dataset"] == "SynthPed"
-    assert SynthPedConfig(**manifest["config"]) == SMALL
-    assert manifest["images"] == {
-        "train": 32,
-        "query_holistic": 16,
-        "gallery": 22,
-        "query_occluded": 16,
-        "query_partial": 16,
-    }
-    assert tuple(manifest["parts"]) == PARTS
-
-
-def test_number_of_workers_changes_nothing(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "BLOCK", 5)
-    other = write_synthped(tmp_path / "set", SMALL, image_format="png", workers=5)
-    files = sorted(p.relative_to(written) for p in written.rglob("*.png"))
-    assert files == sorted(p.relative_to(other) for p in other.rglob("*.png"))
-    assert all((written / f).read_bytes() == (other / f).read_bytes() for f in files)
-
-
-def test_the_loader_reads_what_was_written(written: Path) -> None:
-    from motarfuse.data import load_dataset
-
-    dataset = load_dataset(written / "occluded", "market1501")
-    assert (len(dataset.train), len(dataset.query), len(dataset.gallery)) == (32, 16, 22)
-    assert {record.camid for record in dataset.query} == {0, 1}
-
-
-def test_a_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    tiny = SMALL.with_options(train_ids=1, test_ids=1, distractors=0)
-    root = write_synthped(tmp_path / "set", tiny)
-    with pytest.raises(OutputError, match="not empty"):
-        write_synthped(root, tiny)
-    write_synthped(root, tiny, seed=5, overwrite=True)
-    assert json.loads((root / "manifest.json").read_text())["config"]["seed"] == 5
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
-
-
-def test_what_is_no_benchmark_is_never_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "holiday.jpg").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="not a SynthPed benchmark"):
-        write_synthped(tmp_path / "photos", SMALL, overwrite=True)
-    assert (tmp_path / "photos" / "holiday.jpg").read_bytes() == b"mine"
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(OutputError, match="is a file"):
-        write_synthped(tmp_path / "file", SMALL)
-
-
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def save(pixels: np.ndarray, path: Path) -> None:
-        calls.append(path)
-        if len(calls) > 20:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        path.write_bytes(b"image")
-
-    monkeypatch.setattr(writer, "save_image", save)
-    with pytest.raises(OutputError, match="free some space"):
-        write_synthped(tmp_path / "set", SMALL)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
-def test_a_folder_that_cannot_be_written_is_said_so(tmp_path: Path) -> None:
-    if os.geteuid() == 0:
-        blocked = Path("/proc/synthped")  # the administrator may write anywhere else
-    else:
-        tmp_path.chmod(0o500)
-        blocked = tmp_path / "set"
-    with pytest.raises(OutputError, match="cannot write SynthPed"):
-        write_synthped(blocked, SMALL)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"train_id": 3}, "there is no setting 'train_id'.*train_ids"),
-        ({"cameras": 1}, r"cameras must be a whole number in 2\.\.9"),
-        ({"cameras": 10}, "cameras"),
-        ({"test_ids": 0}, "test_ids"),
-        ({"train_ids": 9999}, "four digits"),
-        ({"size": (16, 64)}, "size"),
-        ({"size": (128,)}, "size"),
-        ({"occlusion": (0.5, 0.3)}, "occlusion"),
-        ({"partial": (0.9, 0.3)}, "partial"),
-        ({"seed": -1}, "seed"),
-        ({"camera_variety": 1.5}, "camera_variety"),
-        ({"train_occluded": 0.7, "train_partial": 0.7}, "must not exceed 1"),
-    ],
-)
-def test_a_wrong_setting_is_named(options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        SynthPedConfig().with_options(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"protocols": ["video"]}, "protocols"),
-        ({"protocols": []}, "protocols"),
-        ({"image_format": "gif"}, "image_format"),
-        ({"workers": 0}, "workers"),
-    ],
-)
-def test_a_wrong_option_of_the_writer_is_named(tmp_path: Path, options: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        write_synthped(tmp_path / "set", SMALL, **options)
 
 
 def test_unknown_sets_and_protocols_are_named() -> None:

@@ -134,5 +134,6 @@ def test_published_recipes_say_what_was_published() -> None:
             assert config.model.resolved_image_size == (256, 128)
             assert config.model.drop_path == 0.1
             assert config.optim.layer_decay < 1
+            assert (config.loss.id_weight, config.loss.triplet_weight, config.loss.margin) == (1, 1, None)
             assert config.train.pretrained is not None
             assert config.model.stride == (11 if path.stem == "occluded_duke" else 12)

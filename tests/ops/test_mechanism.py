@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from motarfuse import ops
 from motarfuse.ops import backends
 from motarfuse.ops import kernels as kernels_module
 from motarfuse.ops.backends import Backend, Operator, Request, supports_everything
-from motarfuse.ops.kernels import KernelFamily, Schema, differentiable_once
+from motarfuse.ops.kernels import KernelFamily, Kernels, Schema, differentiable_once
 
 CPU = torch.device("cpu")
 
@@ -33,12 +34,12 @@ def _double_backward(grad: torch.Tensor, factor: float) -> torch.Tensor:
 
 class _Scale(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, kernels, x, factor):  # noqa: ANN001, ANN205
+    def forward(ctx: Any, kernels: Kernels, x: torch.Tensor, factor: float) -> Any:
         ctx.kernels, ctx.factor = kernels, factor
         return kernels.forward(x, factor)
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
         return None, differentiable_once("toy", ctx.kernels.backward, grad, ctx.factor), None
 
 
@@ -78,7 +79,9 @@ def _request(dtype: torch.dtype = torch.float32) -> Request:
 def operator() -> Iterator[Operator]:
     registry = dict(backends._OPERATORS)
     yield Operator(
-        "toy_scale", lambda device: _request(), (Backend("reference", lambda x, factor: x * factor, supports_everything),)
+        "toy_scale",
+        lambda device: _request(),
+        (Backend("reference", lambda x, factor: x * factor, supports_everything),),
     )
     backends._OPERATORS.clear()
     backends._OPERATORS.update(registry)
@@ -106,6 +109,7 @@ def test_a_python_kernel_runs_on_cpu_tensors_through_torch_library_with_gradient
     y.sum().backward()
     assert calls == ["toy"]
     assert torch.equal(y, 3 * x)
+    assert x.grad is not None
     assert torch.equal(x.grad, torch.full_like(x, 3))
 
 

@@ -113,7 +113,10 @@ def optics(style: Style, height: int, width: int) -> Optics:
     )
 
     exposure = style.response("exposure", 0.84, 1.15, 1.5) * image.normal("exposure jitter", 1.0, 0.04)
-    fall_x, fall_y = style.response("fall x", -0.16, 0.0, 0.16) / width, style.response("fall y", -0.14, 0.0, 0.18) / height
+    fall_x, fall_y = (
+        style.response("fall x", -0.16, 0.0, 0.16) / width,
+        style.response("fall y", -0.14, 0.0, 0.18) / height,
+    )
     r[:, at["light_base"]] = exposure - 0.5 * (fall_x * width + fall_y * height)
     r[:, at["light_x"]], r[:, at["light_y"]] = fall_x, fall_y
     dappled = style.chance("dappled", 0.3)
@@ -126,7 +129,8 @@ def optics(style: Style, height: int, width: int) -> Optics:
     )
 
     coarse = (
-        np.maximum(style.response("resolution", 0.6, 0.8, 2.0) * image.uniform("resolution jitter", 0.85, 1.15), 1.0) * unit
+        np.maximum(style.response("resolution", 0.6, 0.8, 2.0) * image.uniform("resolution jitter", 0.85, 1.15), 1.0)
+        * unit
     )
     coarse = np.maximum(coarse, 1.0)
     blur = style.response("blur", 0.26, 0.35, 0.62) * unit * np.maximum(coarse / unit, 1.0) ** 0.7

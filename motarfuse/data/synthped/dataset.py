@@ -16,10 +16,11 @@ from motarfuse.data.synthped.scene import Shots
 SETS = ("train", "gallery", "query_holistic", "query_occluded", "query_partial")
 
 # Images laid out at once: enough to spread the interpreter's time over, small enough to stay in the caches.
-BLOCK = 256
+BLOCK = 512
 
-# An occluder that hides too little or too much is resized and drawn again, at most so often.
-_ATTEMPTS = 10
+# An occluder that hides too little or too much is drawn again in other sizes, relative to the last one.
+_RATIO = np.ones(1)
+_LADDER = np.asarray([0.4, 0.6, 0.8, 1.2, 1.6, 2.4])
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,10 @@ class SynthPed:
         """Person ids from 1 on; 0 for distractors."""
         return np.where(shots.identity >= scene.DISTRACTORS, 0, shots.identity + 1)
 
+    def _outside(self, kind: NDArray[np.int64], share: NDArray[np.float32]) -> NDArray[np.bool_]:
+        low, high = self.config.occlusion
+        return (kind == scene.OCCLUDED) & ((share < low) | (share > high))
+
     def draw(self, shots: Shots, *, threads: int = 1, impl: str = "auto") -> SynthPedImages:
         """Draws the given images; each depends on its own row only.
 
@@ -118,18 +123,25 @@ class SynthPed:
         images, parts, amodal = raster.render(scenes, c.size, threads=threads, impl=impl)
         share = truth.occluded_share(parts, amodal)
         low, high = c.occlusion
-        wrong = np.flatnonzero((shots.kind == scene.OCCLUDED) & ((share < low) | (share > high)))
-        for attempt in range(_ATTEMPTS):
+        wrong = np.flatnonzero(self._outside(shots.kind, share))
+        # First by the ratio to what was asked for, then the best of a ladder of sizes: two more rounds at most, however
+        # many images there are, because a round costs a layout of scenes.
+        for ladder in (_RATIO, _LADDER):
             if len(wrong) == 0:
                 break
-            # Aim at the middle of the range; the last attempts step more carefully.
-            ratio = 0.5 * (low + high) / np.maximum(share[wrong], 0.04)
-            size[wrong] = np.clip(size[wrong] * np.clip(ratio, 0.6, 1.7) ** (1.0 if attempt < 4 else 0.5), 0.1, 6.0)
-            part = shots.take(wrong)
-            redrawn = scene.build(c, part, size[wrong])
-            images[wrong], parts[wrong], amodal[wrong] = raster.render(redrawn, c.size, threads=threads, impl=impl)
-            share[wrong] = truth.occluded_share(parts[wrong], amodal[wrong])
-            wrong = wrong[(share[wrong] < low) | (share[wrong] > high)]
+            m = len(wrong)
+            target = np.clip(scenes.asked[wrong], low + 0.15 * (high - low), high - 0.15 * (high - low))
+            if ladder is _RATIO:
+                size[wrong] *= np.clip(target / np.maximum(share[wrong], 0.04), 0.4, 2.5)
+            sizes = (size[wrong][:, None] * ladder).reshape(-1)
+            tried = shots.take(np.repeat(wrong, len(ladder)))
+            drawn = raster.render(scene.build(c, tried, sizes), c.size, threads=threads, impl=impl)
+            shares = truth.occluded_share(drawn[1], drawn[2]).reshape(m, -1)
+            best = np.abs(shares - target[:, None]).argmin(axis=1)
+            row = np.arange(m) * len(ladder) + best
+            images[wrong], parts[wrong], amodal[wrong] = (array[row] for array in drawn)
+            share[wrong], size[wrong] = shares[np.arange(m), best], sizes[row]
+            wrong = wrong[self._outside(shots.kind[wrong], share[wrong])]
         return SynthPedImages(
             images=images,
             pids=self.pids(shots),

@@ -14,7 +14,7 @@ from motarfuse.data.synthped.primitives import Light, Primitives, Value
 
 OCCLUDERS = ("post", "box", "foliage", "pedestrian", "car", "panel")
 POST, BOX, FOLIAGE, PEDESTRIAN, CAR, PANEL = range(6)
-WEIGHTS = (16, 18, 16, 26, 12, 12)
+WEIGHTS = (18, 18, 16, 22, 13, 13)
 
 _SOLID = np.asarray(
     [
@@ -82,7 +82,7 @@ def paint(
 
     # A post or trunk near the middle of the body, from the top or to the ground.
     post = kind == POST
-    half = np.maximum(0.40 * size * wide, 1.2 * unit)
+    half = np.maximum(0.34 * size * wide, 1.2 * unit)
     x = middle + draws.uniform("post x", -0.14, 0.14) * wide
     trunk = draws.chance("trunk", 0.45)
     bark = np.where(
@@ -220,7 +220,7 @@ def paint(
     # A panel, door or column edge that hides one side.
     panel = kind == PANEL
     side = np.where(draws.chance("panel side", 0.5), 1.0, -1.0)
-    inner = middle + side * (0.5 - 0.92 * size) * wide
+    inner = middle + side * (0.5 - size) * 0.52 * wide
     outer = middle + side * 4.0 * wide
     sweep(
         panel,

@@ -56,6 +56,7 @@ class Scenes:
     facing: NDArray[np.bool_]  # (n, 17) not turned away from the camera
     in_frame: NDArray[np.float32]  # (n,) share of the body's box inside the crop
     occluder: Ints  # (n,) index into OCCLUDERS, -1 for none
+    asked: Floats  # (n,) share of the body that the occluder was to hide
 
 
 def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes:
@@ -97,7 +98,8 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
 
     occluded = shots.kind == OCCLUDED
     kind = np.where(occluded, draws.choice("occluder", occluders.WEIGHTS), -1)
-    size = draws.uniform("occluder size", *config.occlusion) * occluder_size
+    asked = draws.uniform("occluder size", *config.occlusion)
+    size = asked * occluder_size
     rows = np.flatnonzero(occluded)
     if len(rows):
         scaled = Light(light.x[rows], light.y[rows], light.depth[rows], light.ambient[rows])
@@ -139,6 +141,7 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
         facing=_facing(joints, view, depth),
         in_frame=in_frame.astype(np.float32),
         occluder=kind,
+        asked=asked,
     )
 
 
@@ -228,7 +231,7 @@ def _passer_by(
         wide = box[:, 2] - box[:, 0]
         side = np.where(draws.chance("near side", 0.5), 1.0, -1.0)
         # The more it shall hide the nearer to the subject's middle it walks.
-        x = 0.5 * (box[:, 0] + box[:, 2]) + side * np.maximum(0.95 - 1.25 * share, 0.0) * np.maximum(
+        x = 0.5 * (box[:, 0] + box[:, 2]) + side * np.maximum(0.60 - 0.95 * share, 0.0) * np.maximum(
             wide, 0.32 * scale[:, 0]
         )
         y = 0.5 * (box[:, 1] + box[:, 3]) + draws.uniform("near y", 0.02, 0.22) * (box[:, 3] - box[:, 1])

@@ -191,7 +191,7 @@ def paint(style: Style, height: int, width: int, elevation: Floats) -> NDArray[n
     t0 = np.select([green, is_tiles], [image.uniform("blade", 2.2, 4.5), 0.05 / size], 1.4)
     t1 = np.select([green, is_tiles], [0.1, 0.05 / size], 0.3 * speckle)
     t2 = np.select([green, is_tiles], [image.uniform("litter share", 0.2, 0.9), 0.82], 0.9)
-    t3 = np.select([green, is_tiles], [1.6, 5.0], 0.5 * speckle)
+    t3 = np.select([green, is_tiles], [0.8, 5.0], 0.5 * speckle)
     t4 = np.select([green, is_tiles], [0.7, 0.3 * speckle], 0.7)
     t5 = np.select([green, is_tiles], [0.8, 0.8], 0.35)
     ground_second = np.where(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import uuid
+import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -196,21 +197,27 @@ def _write_all(
             save_image(pixels, homes[name] / file_name)
         return images.without_pixels()
 
+    if ground_truth:
+        (root / "ground_truth").mkdir()
     with ThreadPoolExecutor(workers) as pool:
-        waiting: list[Future[SynthPedImages]] = [pool.submit(work, block) for block in blocks]
+        waiting: list[Future[Any]] = [pool.submit(work, block) for block in blocks]
         try:
             for (name, _, _), future in track(list(zip(blocks, waiting, strict=True)), "drawing SynthPed"):
                 drawn[name].append(future.result())
+                if ground_truth and sum(len(part) for part in drawn[name]) == len(names[name]):
+                    # A set is complete: pack its truth while the others are drawn.
+                    truth = pool.submit(
+                        _write_truth, root / "ground_truth" / f"{name}.npz", names[name], drawn.pop(name)
+                    )
+                    waiting.append(truth)
+            for future in waiting:
+                future.result()
         finally:
             for future in waiting:
                 future.cancel()
     for name, target in links:
         for file_name in names[name]:
             _link(homes[name] / file_name, target / file_name)
-    if ground_truth:
-        (root / "ground_truth").mkdir()
-        for name, parts in drawn.items():
-            _write_truth(root / "ground_truth" / f"{name}.npz", names[name], parts)
     return {name: len(names[name]) for name in homes}
 
 
@@ -233,19 +240,21 @@ def _link(source: Path, target: Path) -> None:
 
 
 def _write_truth(path: Path, names: list[str], blocks: list[SynthPedImages]) -> None:
-    if not blocks:
-        return
+    """An ``.npz``; fast compression, because masks are small in any case."""
     truth = SynthPedImages.join(blocks)
-    np.savez_compressed(
-        path,
-        names=np.asarray(names),
-        pids=truth.pids.astype(np.int32),
-        camids=truth.camids.astype(np.int32),
-        parts=truth.parts,
-        amodal=truth.amodal,
-        keypoints=truth.keypoints,
-        visibility=truth.visibility,
-        occluded_share=truth.occluded_share,
-        in_frame=truth.in_frame,
-        occluder=truth.occluder.astype(np.int8),
-    )
+    arrays = {
+        "names": np.asarray(names),
+        "pids": truth.pids.astype(np.int32),
+        "camids": truth.camids.astype(np.int32),
+        "parts": truth.parts,
+        "amodal": truth.amodal,
+        "keypoints": truth.keypoints,
+        "visibility": truth.visibility,
+        "occluded_share": truth.occluded_share,
+        "in_frame": truth.in_frame,
+        "occluder": truth.occluder.astype(np.int8),
+    }
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
