@@ -1,6 +1,7 @@
 """part_moments beside plain PyTorch, eager and compiled, forward and with its backward.
 
-Run: python -m benchmarks.bench_part_moments [--device cpu] [--threads 2] [--dtypes float32] [--csv FILE]
+Run: python -m benchmarks.bench_part_moments [--device cpu] [--threads 2 | --cpu-time] [--dtypes float32]
+         [--csv FILE]
 
 The peers are the shortest way to write it in PyTorch (a softmax, a matrix product, an einsum) and ``torch.compile`` of
 that. The operator's own reference, which hides rows as well, is shown beside them. Results are compared before they are
@@ -10,12 +11,13 @@ timed.
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from benchmarks.timing import Call, append_rows, copy_bandwidth, environment, measure
+from benchmarks.timing import Call, Clock, append_rows, copy_bandwidth, environment, measure
 from motarfuse import reference
 from motarfuse.ops import part_moments
 
@@ -85,7 +87,13 @@ def compare(functions: dict[str, Function], logits: torch.Tensor, affine: torch.
 
 
 def bench(
-    batch: int, parts: int, grid: tuple[int, int], dtype: torch.dtype, device: torch.device, ceiling: float
+    batch: int,
+    parts: int,
+    grid: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+    ceiling: float,
+    clock: Clock,
 ) -> list[dict[str, str]]:
     """Rows of one shape, without the columns of the environment."""
     cells = reference.cell_centers(grid, device=device, dtype=dtype)
@@ -109,7 +117,7 @@ def bench(
             name: forward_call(function, inputs) if mode == "fwd" else full_call(function, inputs, incoming)
             for name, function in functions.items()
         }
-        timings = measure(calls, device)
+        timings = measure(calls, device, clock=clock)
         # The backward reads everything once more and writes as much.
         least = (bytes_read if mode == "fwd" else 3 * bytes_read) / ceiling
         best_peer = min(timings["eager"].median, timings["torch.compile"].median)
@@ -145,16 +153,20 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--dtypes", default="float32", help="comma-separated: float32, bfloat16, float16")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="one thread by its CPU time, on a machine that is shared"
+    )
     parser.add_argument("--csv", type=Path, help="append rows to this file")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1 if args.cpu_time else args.threads)
+    clock = time.thread_time if args.cpu_time else time.perf_counter
     device = torch.device(args.device)
-    ceiling = copy_bandwidth(device)
-    where = environment(device)
+    ceiling = copy_bandwidth(device, clock)
+    where = environment(device, clock)
     print(f"{where['device']}; copy {ceiling / 1e9:.1f} GB/s")
     for name in args.dtypes.split(","):
         for batch, parts, grid in GPU_SHAPES if device.type == "cuda" else SHAPES:
-            rows = bench(batch, parts, grid, getattr(torch, name), device, ceiling)
+            rows = bench(batch, parts, grid, getattr(torch, name), device, ceiling, clock)
             if args.csv:
                 append_rows(args.csv, [{**row, **where} for row in rows])
     return 0

@@ -3,6 +3,9 @@
 Variants are interleaved, so that a slow moment of the machine meets all of them, and the first one should be given
 twice: the two show the noise. A call takes its number, to rotate over inputs that the last-level cache cannot hold. On
 a GPU, the calls of a turn are one CUDA graph, which leaves the host out; on a CPU they are timed as users call them.
+
+On a CPU that other work shares, wall-clock times of parallel code mean little. There, `time.thread_time` with one thread
+compares what the variants compute; rows measured so say it in their device column.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ COLUMNS = (
 )  # fmt: skip
 
 Call = Callable[[int], object]
+Clock = Callable[[], float]
 # A sample shorter than this measures the clock and the scheduler.
 SAMPLE_SECONDS = 5e-3
 
@@ -39,15 +43,20 @@ class Timing:
     p80: float
 
 
-def measure(variants: Mapping[str, Call], device: torch.device, *, turns: int = 31) -> dict[str, Timing]:
+def measure(
+    variants: Mapping[str, Call], device: torch.device, *, turns: int = 31, clock: Clock = time.perf_counter
+) -> dict[str, Timing]:
     """Times variants that compute the same.
 
     Args:
         variants: By name; each is called with 0, 1, 2, ... and must not depend on another's results.
         device: Where they run: a CPU or a CUDA device.
         turns: Samples of each variant.
+        clock: Of a CPU; ``time.thread_time`` is refused with more than one thread, whose work it would not see.
     """
-    samplers = {name: _sampler(call, device) for name, call in variants.items()}
+    if clock is time.thread_time and torch.get_num_threads() > 1:
+        raise ValueError(f"the thread clock sees one thread, but torch uses {torch.get_num_threads()}")
+    samplers = {name: _sampler(call, device, clock) for name, call in variants.items()}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(turns):
         order = list(samplers) if turn % 2 == 0 else list(reversed(samplers))
@@ -61,7 +70,7 @@ def _timing(values: Sequence[float]) -> Timing:
     return Timing(statistics.median(values), cuts[0], cuts[3])
 
 
-def _sampler(call: Call, device: torch.device) -> Callable[[], float]:
+def _sampler(call: Call, device: torch.device, clock: Clock) -> Callable[[], float]:
     """A function that runs a sample and returns its seconds a call."""
     for index in range(3):
         call(index)
@@ -74,10 +83,10 @@ def _sampler(call: Call, device: torch.device) -> Callable[[], float]:
         return _graph_sampler(call, device, max(calls, 10))
 
     def sample() -> float:
-        start = time.perf_counter()
+        start = clock()
         for index in range(calls):
             call(index)
-        return (time.perf_counter() - start) / calls
+        return (clock() - start) / calls
 
     return sample
 
@@ -105,22 +114,22 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def copy_bandwidth(device: torch.device) -> float:
+def copy_bandwidth(device: torch.device, clock: Clock = time.perf_counter) -> float:
     """Bytes read and written a second by a copy of 256 MB, this run's ceiling for operators bound by memory."""
     source = torch.randn(1 << 26, device=device)
     target = torch.empty_like(source)
-    timing = measure({"copy": lambda _: target.copy_(source)}, device, turns=11)["copy"]
+    timing = measure({"copy": lambda _: target.copy_(source)}, device, turns=11, clock=clock)["copy"]
     return 2 * source.numel() * source.element_size() / timing.median
 
 
-def environment(device: torch.device) -> dict[str, str]:
-    """The columns that say where and when a row was measured."""
+def environment(device: torch.device, clock: Clock = time.perf_counter) -> dict[str, str]:
+    """The columns that say where, when and by which clock a row was measured."""
     name, driver = _processor(), ""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
     else:
-        name += f", {torch.get_num_threads()} threads"
+        name += f", {torch.get_num_threads()} threads" if clock is time.perf_counter else ", CPU time of 1 thread"
     release = [word for word in _output("nvcc", "--version").split() if word.startswith("V")]
     return {
         "device": name,

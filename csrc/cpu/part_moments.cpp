@@ -51,10 +51,16 @@ MOTARFUSE_INLINE void exponentials(const C* __restrict logits, int64_t cells, C 
 
 template <class C>
 MOTARFUSE_INLINE void add_positions(const C* weights, const CellTable<C>& table, int64_t cells, Moments<C>& row) {
-  Moments<Vector<C>> lanes;
+  Moments<Vector<C>> lanes, others;  // two chains hide the latency of an addition
   lanes.clear();
+  others.clear();
   int64_t i = 0;
-  for (; i + kLanes<C> <= cells; i += kLanes<C>) lanes.add(load(weights + i), load(&table.x[i]), load(&table.y[i]));
+  for (; i + 2 * kLanes<C> <= cells; i += 2 * kLanes<C>) {
+    const int64_t next = i + kLanes<C>;
+    lanes.add(load(weights + i), load(&table.x[i]), load(&table.y[i]));
+    others.add(load(weights + next), load(&table.x[next]), load(&table.y[next]));
+  }
+  lanes.merge(others);
   row.sum = horizontal_sum<C>(lanes.sum);
   row.square = horizontal_sum<C>(lanes.square);
   row.x = horizontal_sum<C>(lanes.x);

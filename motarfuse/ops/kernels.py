@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from motarfuse import _native
 from motarfuse.ops.backends import Backend, Request
@@ -56,7 +57,7 @@ class KernelFamily:
         self.operator = operator
         self._schemas = {"forward": forward, "backward": backward}
         self._run = run
-        self.native_kernels = self._define("")
+        self.native_kernels = self.define("")
 
     def native(self, device_type: str, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> Backend:
         """The backend of ``_C`` for ``"cpu"`` or ``"cuda"`` tensors whose dtype is one of ``dtypes``."""
@@ -81,7 +82,7 @@ class KernelFamily:
             requires: Packages it needs; without them the backend is there and says what is missing.
         """
         missing = [package for package in requires if importlib.util.find_spec(package) is None]
-        kernels = self._define(f"_{name}")
+        kernels = self.define(f"_{name}")
 
         def load() -> Any:
             return importlib.import_module(module) if isinstance(module, str) else module
@@ -98,7 +99,8 @@ class KernelFamily:
 
         return Backend(name, partial(self._run, kernels), not_supported_reasons)
 
-    def _define(self, suffix: str) -> Kernels:
+    def define(self, suffix: str) -> Kernels:
+        """Registers schemas and fakes as ``<operator>_forward<suffix>`` and ``_backward<suffix>``, without kernels."""
         overloads = {}
         for direction, schema in self._schemas.items():
             name = f"{self.operator}_{direction}{suffix}"
@@ -138,6 +140,14 @@ def _transform_reasons() -> list[str]:
     if torch._C._are_functorch_transforms_active():
         return ["torch.func transforms (grad, vmap, jvp, ...) see through the reference only"]
     return []
+
+
+def differentiating(requires_grad: bool) -> bool:
+    """Whether a call must go through its ``autograd.Function``, which costs 10 us: for gradients, and in forward mode.
+
+    In forward mode the Function raises; the kernel alone would lose the tangents.
+    """
+    return (requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
 
 
 def differentiable_once(operator: str, function: Callable[..., Any], *arguments: Any) -> Any:

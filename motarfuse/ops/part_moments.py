@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from motarfuse.ops.backends import AUTO, Backend, Operator, Request, supports_everything
-from motarfuse.ops.kernels import KernelFamily, Kernels, Schema, differentiable_once
+from motarfuse.ops.kernels import KernelFamily, Kernels, Schema, differentiable_once, differentiating
 from motarfuse.ops.validation import (
     HALF_DTYPES,
     check_grid,
@@ -209,9 +209,10 @@ def _run_kernels(
     temperature: float,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, ...]:
-    needs_gradient = logits.requires_grad or (affine is not None and affine.requires_grad)
-    save_statistics = needs_gradient and torch.is_grad_enabled()
-    return _KernelFunction.apply(kernels, logits, affine, *grid, temperature, dtype, save_statistics)
+    requires_grad = logits.requires_grad or (affine is not None and affine.requires_grad)
+    if not differentiating(requires_grad):
+        return kernels.forward(logits, affine, *grid, temperature, dtype, False)[:3]
+    return _KernelFunction.apply(kernels, logits, affine, *grid, temperature, dtype, requires_grad)
 
 
 def _run_reference(

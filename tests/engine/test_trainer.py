@@ -106,8 +106,8 @@ def test_the_callers_random_state_is_untouched(people: Path, tmp_path: Path) -> 
 
 
 RESUME_OVERRIDES = (
-    "train.steps=40",
-    "train.checkpoint_every=7",
+    "train.steps=24",
+    "train.checkpoint_every=5",
     "train.evaluate_every=10",
     "train.log_every=3",
     "model.drop_path=0.2",
@@ -137,18 +137,18 @@ def last_step(run_dir: Path) -> int:
 
 def test_a_run_killed_twice_ends_bit_for_bit_as_the_uninterrupted_one(people: Path, tmp_path: Path) -> None:
     assert start_training(people, tmp_path / "whole").wait() == 0
-    for wanted in (7, 21):
+    for wanted in (5, 15):
         process = start_training(people, tmp_path / "killed")
         while last_step(tmp_path / "killed") < wanted and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "the training ended before it could be killed"
-        assert wanted <= last_step(tmp_path / "killed") < 40
+        assert wanted <= last_step(tmp_path / "killed") < 24
     assert start_training(people, tmp_path / "killed").wait() == 0
     assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
     steps = [event["step"] for event in timeless(tmp_path / "killed") if event["event"] == "train"]
-    assert steps == [*range(3, 40, 3), 40]
+    assert steps == [*range(3, 25, 3)]
 
 
 def test_a_finished_run_is_not_trained_again(people: Path, tmp_path: Path) -> None:

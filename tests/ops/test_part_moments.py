@@ -155,7 +155,8 @@ def _misaligned(logits: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tenso
     return shift(logits), shift(affine)
 
 
-LAYOUTS = [
+Layout = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+LAYOUTS: list[Layout] = [
     as_a_projection_leaves_it,
     _every_second,
     _expanded_over_parts,
@@ -168,9 +169,7 @@ LAYOUTS = [
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
-def test_strides_change_nothing(
-    backend: tuple[str, str], layout: Callable[..., tuple[torch.Tensor, torch.Tensor]], dtype: torch.dtype
-) -> None:
+def test_strides_change_nothing(backend: tuple[str, str], layout: Layout, dtype: torch.dtype) -> None:
     for grid in ((16, 8), (9, 7)):
         logits, affine = layout(*case(grid, dtype))
         check(backend, logits, affine, grid)

@@ -1,0 +1,122 @@
+"""The CUDA kernels compiled for the host (tests/ops/emulation) keep the tolerance rule: their logic, without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from motarfuse._build import TORCH_TARGET_VERSION
+from motarfuse._toolchain import BuildError, find_compiler, find_torch
+from motarfuse.ops.backends import Backend, supports_everything
+from motarfuse.ops.part_moments import KERNELS, OPERATOR, _run_kernels
+from tests.ops import test_part_moments as claims
+from tests.ops.part_moments_cases import DTYPES, case, check
+
+EMULATED = ("emulated", "cpu")
+REGISTRATION = """
+#include <torch/csrc/stable/library.h>
+STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
+  library.impl("part_moments_forward_emulated", TORCH_BOX(&motarfuse::part_moments_forward_cuda));
+  library.impl("part_moments_backward_emulated", TORCH_BOX(&motarfuse::part_moments_backward_cuda));
+}
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
+  *stream = nullptr;
+  return 0;
+}
+// Emitted only where something uses them.
+auto* const exported = &set_multiprocessors;
+"""
+
+
+def _host_source(cuda: Path) -> str:
+    """The .cu file with its launches turned into calls, and without the guard that needs a device."""
+    source, launches = re.subn(
+        r"(\w+_kernel<[^<>]*>)\s*<<<(.*?), (\w+), 0, stream>>>\((.*?)\);",
+        r"launch(\2, \3, [&] { \1(\4); });",
+        cuda.read_text(),
+        flags=re.DOTALL,
+    )
+    assert launches > 0
+    assert "<<<" not in source, "a launch was not translated"
+    return re.sub(r".*DeviceGuard guard\(device\);\n", "", source)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> ctypes.CDLL:
+    try:
+        compiler, torch_files = find_compiler(), find_torch()
+    except BuildError as error:
+        pytest.skip(f"nothing to compile with: {error}")
+    folder = tmp_path_factory.mktemp("emulation")
+    source, target = folder / "part_moments.cpp", folder / "part_moments.so"
+    csrc = repository / "csrc"
+    source.write_text(_host_source(csrc / "cuda" / "part_moments.cu") + REGISTRATION)
+    includes = [Path(__file__).parent / "emulation", csrc / "cuda", csrc]
+    flags = ["-std=c++20", "-O0", "-w", "-fPIC", "-shared", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
+    flags += ["-DUSE_CUDA", "-DMOTARFUSE_WITH_CUDA", *(f"-I{folder}" for folder in includes)]
+    flags += ["-isystem", str(torch_files.include), f"-L{torch_files.lib}"]
+    command = [*compiler, *flags, str(source), "-o", str(target), "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
+    result = subprocess.run([*command, "-lpthread"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    KERNELS.define("_emulated")
+    torch.ops.load_library(str(target))
+    return ctypes.CDLL(str(target))
+
+
+@pytest.fixture(autouse=True)
+def emulated(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    kernels = type(KERNELS.native_kernels)(
+        torch.ops.motarfuse.part_moments_forward_emulated.default,
+        torch.ops.motarfuse.part_moments_backward_emulated.default,
+    )
+    backend = Backend("emulated", partial(_run_kernels, kernels), supports_everything)
+    monkeypatch.setattr(OPERATOR, "backends", {**OPERATOR.backends, "emulated": backend})
+    yield
+    library.set_multiprocessors(132)
+
+
+# A machine without multiprocessors is always full, so that rows of 512 to 2047 cells are taken by warps.
+@pytest.mark.parametrize("multiprocessors", [132, 0])
+@pytest.mark.parametrize("grid", [(1, 1), (9, 7), (16, 8), (1, 193), (16, 33), (64, 33)], ids=str)
+def test_warps_and_blocks_keep_the_rule(library: ctypes.CDLL, grid: tuple[int, int], multiprocessors: int) -> None:
+    library.set_multiprocessors(multiprocessors)
+    for dtype in (*DTYPES, torch.float64):
+        logits, affine = case(grid, dtype, batch=1, parts=2)
+        check(EMULATED, logits, affine, grid)
+        check(EMULATED, logits, None, grid)
+        if dtype in (torch.float16, torch.bfloat16):
+            check(EMULATED, logits, affine.float(), grid)
+
+
+@pytest.mark.parametrize("layout", claims.LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
+def test_strides_change_nothing(layout: claims.Layout) -> None:
+    for grid in ((16, 8), (9, 7)):
+        for dtype in (torch.float32, torch.float16):
+            check(EMULATED, *layout(*case(grid, dtype, batch=1, parts=3)), grid)
+
+
+def test_more_rows_than_a_block_takes_are_covered() -> None:
+    check(EMULATED, *case((4, 2), batch=5, parts=13), (4, 2))
+
+
+def test_the_edges_are_as_on_every_backend() -> None:
+    claims.test_a_peak_is_certain_and_a_flat_map_is_not(EMULATED)
+    claims.test_a_hidden_cell_counts_for_nothing(EMULATED)
+    claims.test_large_logits_are_stable(EMULATED)
+    claims.test_gradients_take_the_layout_of_what_they_belong_to(EMULATED)
+    claims.test_an_empty_batch_gives_an_empty_result(EMULATED, (0, 3, 8))
+    for with_affine in (True, False):
+        claims.test_a_row_of_hidden_cells_gives_zeros_and_no_gradient(EMULATED, with_affine)
+    for spoiler in (torch.nan, torch.inf):
+        claims.test_nan_and_infinite_logits_show_in_their_row_alone(EMULATED, spoiler)
+    for requires in ((True, False), (False, True)):
+        claims.test_only_what_requires_a_gradient_gets_one(EMULATED, requires)
+    for dtype in DTYPES:
+        claims.test_halves_keep_infinities_subnormals_and_rounding(EMULATED, dtype)
