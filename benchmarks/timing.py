@@ -4,8 +4,8 @@ Variants are interleaved, so that a slow moment of the machine meets all of them
 twice: the two show the noise. A call takes its number, to rotate over inputs that the last-level cache cannot hold. On
 a GPU, the calls of a turn are one CUDA graph, which leaves the host out; on a CPU they are timed as users call them.
 
-On a CPU that other work shares, wall-clock times of parallel code mean little. There, `time.thread_time` with one thread
-compares what the variants compute; rows measured so say it in their device column.
+On a CPU that other work shares, wall-clock times of parallel code mean little. There, `time.thread_time` with one
+thread compares what the variants compute; rows measured so say it in their device column.
 """
 
 from __future__ import annotations

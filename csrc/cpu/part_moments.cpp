@@ -69,18 +69,6 @@ MOTARFUSE_INLINE void add_positions(const C* weights, const CellTable<C>& table,
 }
 
 template <class C>
-struct AddAffines {
-  const C* weights;
-  Moments<Vector<C>>& lanes;
-  Moments<C>& row;
-
-  MOTARFUSE_INLINE void operator()(int64_t cell, const Vector<C> affine[4]) const {
-    lanes.add_affine(load(weights + cell), affine);
-  }
-  MOTARFUSE_INLINE void operator()(int64_t cell, const C affine[4]) const { row.add_affine(weights[cell], affine); }
-};
-
-template <class C>
 MOTARFUSE_INLINE void forward_rows(const MomentsCall& call, const CellTable<C>& table, int64_t begin, int64_t end) {
   const int64_t cells = call.num_cells();
   const bool has_affine = call.affine.data != nullptr;
@@ -95,12 +83,7 @@ MOTARFUSE_INLINE void forward_rows(const MomentsCall& call, const CellTable<C>& 
     Moments<C> row;
     row.clear();
     add_positions(weights, table, cells, row);
-    if (has_affine) {
-      Moments<Vector<C>> lanes;
-      lanes.clear();
-      for_each_affine<C>(call.affine, batch, part, cells, AddAffines<C>{weights, lanes, row});
-      for (int c = 0; c < 4; ++c) row.affine[c] += horizontal_sum<C>(lanes.affine[c]);
-    }
+    if (has_affine) add_affines(call.affine, batch, part, cells, weights, row.affine);
     write_row(call, index, finish_row(row, largest, has_affine));
   }
 }

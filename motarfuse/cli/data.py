@@ -6,6 +6,7 @@ import argparse
 import difflib
 import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -121,7 +122,7 @@ def _synth(args: argparse.Namespace) -> int:
     )
     info(f"drawn into {root}")
     for folder in sorted(path.parent for path in root.glob("*/bounding_box_test")):
-        info(f"  motarfuse data check {folder}")
+        info(f"  motarfuse data check {shlex.quote(str(folder))}")
     return 0
 
 

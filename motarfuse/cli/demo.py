@@ -15,7 +15,7 @@ from motarfuse.data.synthped import SynthPedConfig, write_synthped
 from motarfuse.data.synthped.config import VERSION
 from motarfuse.engine.config import load_config
 from motarfuse.engine.trainer import TrainResult, train
-from motarfuse.errors import OutputError
+from motarfuse.errors import ConfigError, OutputError
 from motarfuse.viz.report import write_report
 
 PROTOCOLS = ("holistic", "occluded")
@@ -27,6 +27,7 @@ SETTINGS = (
     "augment.color_probability=0.8",
     "optim.warmup_steps=30",
 )
+GIVEN = ("data.root", "evaluation.sets", "output.run_dir")
 EXAMPLES = """
 examples:
   motarfuse demo
@@ -65,18 +66,23 @@ def demo(
         overrides: ``key=value`` changes to the training's config.
 
     Raises:
-        ConfigError: An override that the config does not have.
+        ConfigError: An override that the config does not have, or that the demo sets itself.
         OutputError: The folder cannot be written, or holds other people.
     """
+    for override in overrides:
+        if override.partition("=")[0].strip() in GIVEN:
+            raise ConfigError(f"{override}: the demo sets {', '.join(GIVEN)} itself; see motarfuse train")
+    config = load_config(None, [*SETTINGS, f"train.seed={seed}", *overrides])
+    data = out / "synthped"
+    config.data.root = str(data / PROTOCOLS[0])
+    config.evaluation.sets = {name: str(data / name) for name in PROTOCOLS}
+    config.output.run_dir = str(out / "run")
+    people = people or SynthPedConfig(seed=seed)
+
     seconds: dict[str, float] = {}
     start = time.perf_counter()
-    data = out / "synthped"
-    people = people or SynthPedConfig(seed=seed)
-    manifest = data / "manifest.json"
-    if manifest.is_file():
-        drawn = json.loads(manifest.read_text(encoding="utf-8"))
-        if drawn["config"] != people.to_dict() or drawn["version"] != VERSION:
-            raise OutputError(f"{data} holds people drawn with other settings: give another --out, or delete it")
+    if data.exists():
+        _check_drawn(data, people)
         console.info(f"using the people already drawn in {data}")
     else:
         console.info(f"drawing people into {data}")
@@ -84,10 +90,6 @@ def demo(
     seconds["draw"] = time.perf_counter() - start
 
     start = time.perf_counter()
-    config = load_config(None, [*SETTINGS, f"train.seed={seed}", *overrides])
-    config.data.root = str(data / PROTOCOLS[0])
-    config.evaluation.sets = {name: str(data / name) for name in PROTOCOLS}
-    config.output.run_dir = str(out / "run")
     training = train(config)
     seconds["train"] = time.perf_counter() - start
 
@@ -95,6 +97,17 @@ def demo(
     report = write_report(training.run_dir)
     seconds["report"] = time.perf_counter() - start
     return DemoResult(training, report, seconds)
+
+
+def _check_drawn(data: Path, people: SynthPedConfig) -> None:
+    """Raises unless the folder holds exactly these people."""
+    try:
+        drawn = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+        same = drawn["config"] == people.to_dict() and drawn["version"] == VERSION
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OutputError(f"{data} is no drawn dataset or is damaged: delete it, or give another --out") from error
+    if not same:
+        raise OutputError(f"{data} holds people drawn with other settings: give another --out, or delete it")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

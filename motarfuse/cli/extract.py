@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from motarfuse import console
+from motarfuse.cli.arguments import positive_integer
 from motarfuse.engine.extractor import FEATURES, TABLE, extract
 from motarfuse.engine.shards import merge_shards, shard_folder
 
@@ -34,8 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--split", choices=("train", "query", "gallery"), help="of a dataset (default: all three)")
     parser.add_argument("--flip", action="store_true", help="average features of each image and its mirror image")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="images a forward pass (default: 128)")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads (default: 2)")
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=128, metavar="N", help="images a forward pass (default: 128)"
+    )
+    parser.add_argument(
+        "--workers", type=positive_integer, default=2, metavar="N", help="decoding threads (default: 2)"
+    )
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
     parser.add_argument(

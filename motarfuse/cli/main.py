@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -48,11 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = build_parser(verb).parse_args(arguments)
         return int(importlib.import_module(f"motarfuse.cli.{args.verb}").run(args))
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "motarfuse":
+    except ImportError as error:
+        name = (error.name or "").partition(".")[0]
+        if name in ("", "motarfuse"):
             raise
-        print(f"motarfuse {verb}: the package {error.name} is missing; see motarfuse doctor", file=sys.stderr)
+        print(f"motarfuse {verb}: {name} cannot be imported ({error}); see motarfuse doctor", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader, `head` say, has seen enough. Python's own flush at exit must not fail on the closed pipe again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except MotarfuseError as error:
         print(f"motarfuse {verb}: {error}", file=sys.stderr)
         return 2

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 def find(
     query: Path, gallery: FeatureFolder, k: int, *, metric: str, checkpoint: Path | None, device: str
 ) -> list[dict[str, Any]]:
-    """The k best images for a query image: rank, score, path, pid and camid, and match where the query is one of them.
+    """The k best images for a query image: rank, score, path, labels, match, is_query.
 
     Raises:
         CheckpointError: The model is not there, is another one, or the features are damaged.
@@ -113,6 +113,7 @@ def find(
             "pid": gallery.pids[index],
             "camid": gallery.camids[index],
             "match": gallery.pids[index] == own if own != -1 and gallery.pids[index] != -1 else None,
+            "is_query": gallery.paths[index].resolve() == resolved,
             "path": str(gallery.paths[index]),
         }
         for rank, (score, index) in enumerate(zip(scores[0].tolist(), indices[0].tolist(), strict=True), start=1)
@@ -146,7 +147,7 @@ def _table(results: list[dict[str, Any]], score_name: str) -> Table:
     table.add_column("rank", justify="right")
     table.add_column(score_name, justify="right")
     table.add_column("pid", justify="right")
-    table.add_column("camera", justify="right")
+    table.add_column("camid", justify="right")
     marked = any(result["match"] is not None for result in results)
     if marked:
         table.add_column("match")
@@ -154,6 +155,8 @@ def _table(results: list[dict[str, Any]], score_name: str) -> Table:
     table.add_column("path", min_width=max(len(result["path"]) for result in results))
     for result in results:
         match = {True: "[green]right[/]", False: "[red]wrong[/]", None: "-"}[result["match"]]
+        if result["is_query"]:
+            match = "the query"
         cells = [str(result["rank"]), f"{result['score']:.4f}", *(_known(result[key]) for key in ("pid", "camid"))]
         table.add_row(*cells, *([match] if marked else []), escape(result["path"]))
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 
 from rich import box
 from rich.table import Table
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     if result.evaluations:
         console.console.print(evaluation_table(list(result.evaluations.values())))
     console.info(f"checkpoint: {result.checkpoint}")
-    console.info(f"report: motarfuse report {result.run_dir}")
+    console.info(f"report: motarfuse report {shlex.quote(str(result.run_dir))}")
     return 0
 
 

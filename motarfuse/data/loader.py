@@ -31,7 +31,7 @@ class ImageStore:
     Unreadable files: with ``verify`` (and always in memory) every file is decoded once up front, and what cannot be
     read is left out of ``records``, counted, named and warned about once. A file that breaks later, on disk, is named
     and warned about when it is first met; `batch` then takes the next readable image of the same identity in its
-    place, so that labels stay true and a resumed run does the same, and `stream` leaves it out.
+    place, so that labels stay true and a resumed run does the same; `stream` leaves it out, and warns once at its end.
 
     Attributes:
         records: The readable records; indices of `batch` count in this list.
@@ -132,7 +132,9 @@ class ImageStore:
             return self._pinned(self._images.index_select(0, torch.as_tensor(indices, dtype=torch.int64)))
         wanted = [self._readable(index) for index in indices]
         while True:
-            images, broken = self._decode(wanted)
+            images, broken, failures = self._decode(wanted)
+            for failure in failures:
+                console.warn(f"{failure.path} can no longer be read: {failure.reason}")
             if not broken:
                 return self._pinned(images)
             wanted = [self._readable(index) for index in wanted]
@@ -176,19 +178,23 @@ class ImageStore:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         chunks = [range(start, min(start + batch_size, len(self))) for start in range(0, len(self), batch_size)]
-        with ThreadPoolExecutor(1, thread_name_prefix="motarfuse-prefetch") as reader:
-            ahead = reader.submit(self._read_chunk, chunks[0])
-            for chunk in [*chunks[1:], None]:
-                indices, images = ahead.result()
-                if chunk is not None:
-                    ahead = reader.submit(self._read_chunk, chunk)
-                if indices:
-                    yield indices, images
+        known = len(self.skipped)
+        try:
+            with ThreadPoolExecutor(1, thread_name_prefix="motarfuse-prefetch") as reader:
+                ahead = reader.submit(self._read_chunk, chunks[0])
+                for chunk in [*chunks[1:], None]:
+                    indices, images = ahead.result()
+                    if chunk is not None:
+                        ahead = reader.submit(self._read_chunk, chunk)
+                    if indices:
+                        yield indices, images
+        finally:
+            self._warn_left_out(self.skipped[known:])
 
     def _read_chunk(self, chunk: range) -> tuple[list[int], Tensor]:
         if self._images is not None:
             return list(chunk), self._pinned(self._images[chunk.start : chunk.stop].clone())
-        images, broken = self._decode(list(chunk))
+        images, broken, _ = self._decode(list(chunk))
         return [index for index in chunk if index not in broken], self._pinned(images)
 
     def _read_all(self) -> None:
@@ -209,26 +215,31 @@ class ImageStore:
         if not kept:
             first = self.skipped[0]
             raise DataError(f"none of {len(self.records)} images can be read; {first.path}: {first.reason}")
-        if self.skipped:
-            names = name_some(f"{skipped.path} ({skipped.reason})" for skipped in self.skipped)
-            console.warn(f"{len(self.skipped)} of {len(self.records)} images cannot be read and are left out: {names}")
+        self._warn_left_out(self.skipped)
         self.records = [self.records[index] for index in kept]
         self.kept = kept
         if keep_images:
             self._images = images[: len(kept)]
 
-    def _decode(self, indices: Sequence[int]) -> tuple[Tensor, set[int]]:
-        """Images of the readable indices, and the broken ones, which are named when they are met first."""
+    def _warn_left_out(self, skipped: Sequence[Skipped]) -> None:
+        if skipped:
+            names = name_some((f"{item.path} ({item.reason})" for item in skipped), limit=5)
+            console.warn(f"{len(skipped)} of {len(self.records)} images cannot be read and are left out: {names}")
+
+    def _decode(self, indices: Sequence[int]) -> tuple[Tensor, set[int], list[Skipped]]:
+        """Images of the readable indices, the broken ones, and the failures among them that are met first."""
         paths = [self.records[index].path for index in indices]
         images, skipped, places = read_images(paths, self.size, pool=self._pool)
         broken = set(indices) - {indices[place] for place in places}
         new = broken - self._unreadable
         self._unreadable |= broken
-        for failure in {failure.path: failure for failure in skipped}.values():
-            if any(self.records[index].path == failure.path for index in new):
-                self.skipped.append(failure)
-                console.warn(f"{failure.path} can no longer be read: {failure.reason}")
-        return images, broken
+        failures = [
+            failure
+            for failure in {failure.path: failure for failure in skipped}.values()
+            if any(self.records[index].path == failure.path for index in new)
+        ]
+        self.skipped.extend(failures)
+        return images, broken, failures
 
     def _readable(self, index: int) -> int:
         """The index itself, or the next one of the same identity that has not failed."""

@@ -210,10 +210,17 @@ class Config:
         if optim.schedule == "step" and not optim.milestones:
             raise ConfigError("optim.schedule is step, but optim.milestones is empty; give the steps, e.g. [800, 1800]")
         for name in self.evaluation.sets:
-            if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
-                raise ConfigError(
-                    f"evaluation.sets: {name!r} is no name for a file; use letters, digits, '-', '_' and '.'"
-                )
+            check_set_name("evaluation.sets", name)
+
+
+def check_set_name(key: str, name: str) -> None:
+    """Checks that an evaluation's name can be the name of its file.
+
+    Raises:
+        ConfigError: It has a path separator or the like.
+    """
+    if not name or not all(letter.isalnum() or letter in "-_." for letter in name) or name.startswith("."):
+        raise ConfigError(f"{key}: {name!r} is no name for a file; use letters, digits, '-', '_' and '.'")
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

@@ -14,10 +14,11 @@ from torch import nn
 from motarfuse import __version__
 from motarfuse.data import ImageRecord, ImageStore, ReIDDataset, load_dataset
 from motarfuse.engine.checkpoint import find_checkpoint, load_model
-from motarfuse.engine.config import DataConfig, EvaluationConfig
+from motarfuse.engine.config import DataConfig, EvaluationConfig, check_set_name
 from motarfuse.engine.device import choose_device
 from motarfuse.engine.extractor import encode
 from motarfuse.engine.outputs import make_folder, write_json
+from motarfuse.engine.settings import require_positive
 from motarfuse.errors import ConfigError, DataError, TrainingError
 from motarfuse.retrieval import METRICS, PROTOCOLS, evaluate, rank_lists, select_queries
 
@@ -280,6 +281,8 @@ def evaluate_checkpoint(
     Raises:
         CheckpointError, DataError, ConfigError, OutputError: What cannot be read, scored or written, and why.
     """
+    check_set_name("name", name)
+    require_positive(batch_size=batch_size, workers=workers)
     config = EvaluationConfig(protocol=protocol, metric=metric, batch_size=batch_size, flip=flip)
     check_evaluation(config)
     target = choose_device(device)

@@ -19,6 +19,7 @@ from motarfuse.data.files import scan_images
 from motarfuse.engine.checkpoint import MODEL, file_sha256, find_checkpoint, load_model
 from motarfuse.engine.device import autocast, choose_device
 from motarfuse.engine.outputs import atomic_folder, tensor_bytes, write_json, write_synced
+from motarfuse.engine.settings import require_positive
 from motarfuse.errors import CheckpointError, DataError
 
 FEATURES = "features.safetensors"
@@ -170,8 +171,9 @@ def extract(
         shard: (i, n): the i-th of n contiguous parts of the images, counted from 0.
 
     Raises:
-        CheckpointError, DataError, OutputError: What cannot be read or written, and why.
+        CheckpointError, ConfigError, DataError, OutputError: What cannot be used, read or written, and why.
     """
+    require_positive(batch_size=batch_size, workers=workers)
     target = choose_device(device)
     folder = find_checkpoint(checkpoint)
     model, metadata = load_model(folder, device=target)

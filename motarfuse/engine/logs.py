@@ -5,14 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from motarfuse import console
 from motarfuse.engine.outputs import output_errors, write_bytes
-from motarfuse.errors import ConfigError
+from motarfuse.errors import ConfigError, OutputError
 
 LOG = "log.jsonl"
+BOARD = "tensorboard"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -51,29 +53,42 @@ class RunLog:
         write_bytes(self._path, "".join(map(_line, events)).encode())
         with output_errors(self._path):
             self._file = self._path.open("a", encoding="utf-8")
-        self._board = _open_board(run_dir / "tensorboard", step) if tensorboard else None
+        self._board = _open_board(run_dir / BOARD, step) if tensorboard else None
 
     def write(self, event: str, step: int, values: Mapping[str, Any]) -> None:
         """Writes one event; numbers also go to TensorBoard under ``event/[name/]key``.
 
+        TensorBoard only mirrors the log: if it cannot be written, that is said once and the training goes on.
+
         Raises:
-            OutputError: The disk is full or gone.
+            OutputError: The log cannot be written: the disk is full or gone.
         """
         with output_errors(self._path):
             self._file.write(_line({"event": event, "step": step, **values}))
             self._file.flush()
         if self._board is not None:
             prefix = f"{event}/{values['name']}" if "name" in values else event
-            with output_errors(self._path.parent / "tensorboard"):
-                for key, value in values.items():
-                    if isinstance(value, (int, float)):
-                        self._board.add_scalar(f"{prefix}/{key}", value, step)
-                self._board.flush()
+            try:
+                with output_errors(self._path.parent / BOARD):
+                    for key, value in values.items():
+                        if isinstance(value, (int, float)):
+                            self._board.add_scalar(f"{prefix}/{key}", value, step)
+                    self._board.flush()
+            except OutputError as error:
+                console.warn(f"{error}; TensorBoard is left out from here on, log.jsonl has the same numbers")
+                board, self._board = self._board, None
+                with suppress(OSError):
+                    board.close()
 
     def close(self) -> None:
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Closes both; every event is on the disk by then, so a failure is a warning and hides no other error."""
+        for path, target in ((self._path, self._file), (self._path.parent / BOARD, self._board)):
+            try:
+                with output_errors(path):
+                    if target is not None:
+                        target.close()
+            except OutputError as error:
+                console.warn(f"while closing the log: {error}")
 
 
 def _line(event: Mapping[str, Any]) -> str:

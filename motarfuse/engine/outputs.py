@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ _ADVICE = {
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "no permission to write there; choose another folder",
     errno.EPERM: "no permission to write there; choose another folder",
+    errno.ENOENT: "a folder of this path does not exist and cannot be created there; choose another folder",
     errno.ENOTDIR: "part of the path is a file, not a folder; choose another folder",
     errno.EEXIST: "a file of that name is in the way; delete it or choose another name",
     errno.EISDIR: "a folder of that name is in the way; delete it or choose another name",
@@ -59,17 +61,34 @@ def make_folder(path: Path) -> Path:
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes a file atomically: readers see the old content or all of the new one, also after a power cut.
 
+    A link stays a link: the file that it points to is written.
+
     Raises:
-        OutputError: It cannot be written; the old content is still there.
+        OutputError: It cannot be written, and the old content is still there; or it is a folder, device or pipe.
     """
-    partial = path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
     with output_errors(path):
+        target = _regular_target(path)
+        partial = target.with_name(f"{PARTIAL}{target.name}-{os.getpid()}")
         try:
             write_synced(partial, content)
-            partial.replace(path)
-            _sync_folder(path.parent)
+            partial.replace(target)
+            _sync_folder(target.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _regular_target(path: Path) -> Path:
+    """The file that a path leads to, which need not exist; anything but a file would be destroyed by a rename."""
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return target
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFDIR: "folder", stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket"}
+        kind = kinds.get(stat.S_IFMT(mode), "device")
+        raise OutputError(f"{path} is a {kind}, not a file; choose the name of a file")
+    return target
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -38,6 +38,17 @@ class _TextLoader(yaml.BaseLoader):
         return super().construct_mapping(node, deep)
 
 
+def require_positive(**values: int) -> None:
+    """Checks arguments that count something.
+
+    Raises:
+        ConfigError: Names the first one below 1.
+    """
+    for name, value in values.items():
+        if value < 1:
+            raise ConfigError(f"{name} must be at least 1, got {value}")
+
+
 def parse_yaml(text: str, origin: str) -> Any:
     """YAML text as nested dicts and lists of text.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Generator, Sequence
@@ -47,7 +46,7 @@ from motarfuse.engine.random import (
     seed_everything,
     stream_seed,
 )
-from motarfuse.engine.run_folder import CHECKPOINTS, open_run
+from motarfuse.engine.run_folder import CHECKPOINTS, data_fingerprint, open_run
 from motarfuse.errors import CheckpointError, ConfigError, DataError, TrainingError
 from motarfuse.models import build_model, load_pretrained
 
@@ -94,15 +93,30 @@ def train(config: Config, *, resume: bool = True) -> TrainResult:
     autocast(device, config.train.precision)  # refuses what the device cannot do before anything is written
     dataset = load_dataset(config.data.root, config.data.kind)
     dataset.require_training()
+    check_identities(config, dataset.train)
     evaluated = evaluation_datasets(config, dataset)
     # Everything above is cheap and writes nothing; below, the images are read.
-    checkpoint = open_run(config, resume=resume)
-    with isolated_randomness(device):
-        trainer = Trainer(config, dataset, evaluated, device, checkpoint)
+    with open_run(config, resume=resume) as run, isolated_randomness(device):
+        trainer = Trainer(config, dataset, evaluated, device, run.checkpoint)
         try:
+            run.start()
             return trainer.run()
         finally:
             trainer.close()
+
+
+def check_identities(config: Config, records: Sequence[ImageRecord]) -> None:
+    """Checks that a batch can be drawn from the images.
+
+    Raises:
+        DataError: They show fewer identities than a batch holds.
+    """
+    wanted, found = config.train.batch_size // config.train.instances, len({record.pid for record in records})
+    if 2 <= found < wanted:  # a single identity is the sampler's to refuse: no batch size mends that
+        raise DataError(
+            f"train.batch_size / train.instances = {wanted} identities a batch, the data has {found}: "
+            f"set train.batch_size to at most {found * config.train.instances}"
+        )
 
 
 def evaluation_datasets(config: Config, dataset: ReIDDataset[ImageRecord]) -> dict[str, ReIDDataset[ImageRecord]]:
@@ -161,6 +175,7 @@ class Trainer:
             workers=config.data.workers,
             memory_limit_mb=config.data.memory_limit_mb,
         )
+        check_identities(config, self.store.records)  # again: some images may be unreadable
         self.labels = torch.tensor(self.store.labels)
         self.camids = torch.tensor(self.store.camids)
         self.sampler = PKSampler(
@@ -330,13 +345,6 @@ class Trainer:
         evaluation = self.evaluations.get(subject.name)
         return None if evaluation is None else evaluation.record["step"]
 
-    def _fingerprint(self) -> str:
-        """What the training data is, wherever it lies: base names, identities and cameras in order."""
-        digest = hashlib.sha256()
-        for record in self.store.records:
-            digest.update(f"{record.path.name}\t{record.pid}\t{record.camid}\n".encode())
-        return digest.hexdigest()
-
     def _save(self) -> Path:
         training = {f"optimizer/{name}": tensor for name, tensor in optimizer_tensors(self.optimizer).items()}
         training |= {f"criterion/{name}": tensor for name, tensor in self.criterion.state_dict().items()}
@@ -355,7 +363,7 @@ class Trainer:
             training=training,
             config=config,
             state={
-                "data": self._fingerprint(),
+                "data": data_fingerprint(self.store.records),
                 "window": self.window,
                 "seconds": self.seconds,
                 "logged_seconds": self._logged_seconds,
@@ -366,7 +374,7 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.metadata["state"]
-        if state["data"] != self._fingerprint():
+        if state["data"] != data_fingerprint(self.store.records):
             raise DataError(
                 f"{self.config.data.root} is not the data that the run in {self.run_dir} was trained on: file names, "
                 "identities or cameras differ. Give the same data, or choose another output.run_dir"

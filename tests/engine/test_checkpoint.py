@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -187,11 +188,30 @@ def test_places_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         make_folder(tmp_path / "file" / "run")
     with pytest.raises(OutputError, match="file of that name is in the way"):
         make_folder(tmp_path / "file")
-    with pytest.raises(OutputError, match="cannot write"):
+    with pytest.raises(OutputError, match="cannot be created there; choose another folder"):
         make_folder(Path("/proc/motarfuse-run"))  # a file system that takes no files, also not root's
     with pytest.raises(OutputError, match="in the way"), atomic_folder(tmp_path / "file"):
         pass
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_link_is_written_through_and_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    for name in ("old", "new"):  # the second link points to nothing yet
+        link = tmp_path / name
+        link.symlink_to(tmp_path / "real" / name)
+        (tmp_path / "real/old").write_text("x")
+        write_bytes(link, b"content")
+        assert link.is_symlink()
+        assert (tmp_path / "real" / name).read_bytes() == b"content"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="is a pipe, not a file"):
+        write_bytes(tmp_path / "pipe", b"content")
+    assert (tmp_path / "pipe").is_fifo()
+    for folder in (tmp_path / "real", Path()):
+        with pytest.raises(OutputError, match="is a folder, not a file"):
+            write_bytes(folder, b"content")
+    assert sorted(path.name for path in (tmp_path / "real").iterdir()) == ["new", "old"]
 
 
 def test_an_atomic_folder_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> None:

@@ -176,6 +176,37 @@ def test_what_cannot_be_read_is_named(checkpoint: Path, people: Path, tmp_path: 
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["../outside", "a/b", "..", ""])
+def test_a_name_that_leaves_the_folder_is_refused_before_anything_is_read(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is no name for a file"):
+        evaluate_checkpoint(tmp_path / "none", tmp_path / "none", name=name, out=tmp_path)
+
+
+@pytest.mark.parametrize("argument", ["batch_size", "workers"])
+def test_counts_below_one_are_named(argument: str, checkpoint: Path, people: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {argument: 0}
+    message = f"{argument} must be at least 1, got 0"
+    with pytest.raises(ConfigError, match=message):
+        evaluate_checkpoint(checkpoint, people, **options)
+    with pytest.raises(ConfigError, match=message):
+        extract(checkpoint, people, tmp_path / "out", **options)
+
+
+def test_unreadable_files_are_named_in_one_warning(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "crops").mkdir()
+    Image.fromarray(np.zeros((40, 20, 3), np.uint8)).save(tmp_path / "crops/good.png")
+    for index in range(7):
+        (tmp_path / f"crops/{index}.png").write_bytes(b"")
+    extract(checkpoint, tmp_path / "crops", tmp_path / "out", batch_size=2, device="cpu")
+    warning = " ".join(capsys.readouterr().err.split())
+    assert warning.count("warning") == 1
+    assert "7 of 8 images cannot be read and are left out" in warning
+    assert warning.count("the file is empty") == 5
+    assert "and 2 more" in warning
+
+
 def test_evaluation_record_is_what_retrieval_says_of_the_features(
     checkpoint: Path, people: Path, tmp_path: Path
 ) -> None:

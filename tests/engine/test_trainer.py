@@ -173,8 +173,10 @@ def test_resuming_with_another_config_names_the_keys(people: Path, tmp_path: Pat
 def test_resuming_on_other_data_is_refused(people: Path, tmp_path: Path) -> None:
     train(small_config(people, tmp_path / "run", "train.steps=2"))
     other = write_people(tmp_path / "other", identities=7)
+    before = (tmp_path / "run/config.yaml").read_text()
     with pytest.raises(DataError, match="is not the data that the run"):
         train(small_config(other, tmp_path / "run", "train.steps=2"))
+    assert (tmp_path / "run/config.yaml").read_text() == before
 
 
 def test_a_new_run_does_not_touch_an_old_one(people: Path, tmp_path: Path) -> None:
@@ -308,14 +310,54 @@ def test_a_file_in_the_way_of_the_run_is_named_and_kept(people: Path, tmp_path: 
         (("train.precision=fp16",), ConfigError, "fp16 needs a GPU"),
         (("evaluation.protocol=magic",), ConfigError, r"evaluation\.protocol must be one of .*market1501"),
         (("train.pretrained=/nonexistent.pth",), CheckpointError, r"no weight file at /nonexistent\.pth"),
-        (("train.batch_size=64",), DataError, "32 different identities a step"),
+        (
+            ("train.batch_size=64",),
+            DataError,
+            r"train\.batch_size / train\.instances = 32 identities a batch, the data has 6: "
+            r"set train\.batch_size to at most 12",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_named_before_training(
     people: Path, tmp_path: Path, overrides: tuple[str, ...], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        train(small_config(people, tmp_path / "run", *overrides))
+        train(small_config(people, tmp_path / "new/run", *overrides))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_fails_before_its_first_step_removes_only_what_it_made(tmp_path: Path) -> None:
+    people = write_people(tmp_path / "people")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "notes.txt").write_text("mine")
+    # As many identities as a batch holds, one of them without a readable image.
+    for path in (people / "bounding_box_train").glob("0001_*"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match=r"= 6 identities a batch, the data has 5: set train\.batch_size to at most 10"):
+        train(small_config(people, run_dir, "train.batch_size=12"))
+    assert [path.name for path in run_dir.iterdir()] == ["notes.txt"]
+    for path in (people / "bounding_box_train").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="none of 24 images can be read"):
+        train(small_config(people, tmp_path / "a/b"))
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_second_training_in_the_same_folder_is_refused(people: Path, tmp_path: Path) -> None:
+    import fcntl
+
+    run_dir = tmp_path / "run"
+    config = small_config(people, run_dir, "train.steps=1")
+    run_dir.mkdir()
+    (run_dir / ".partial-of-the-other").write_text("x")
+    with (run_dir / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(OutputError, match=f"another training is writing to {run_dir}"):
+            train(config)
+        assert sorted(path.name for path in run_dir.iterdir()) == [".lock", ".partial-of-the-other"]
+    assert train(config).step == 1
+    assert train(config).step == 1  # the lock was released
 
 
 def test_one_identity_and_an_unmatched_query_are_refused(people: Path, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ class SynthPedConfig:
         0.7, "how much of a camera's look changes from image to image: 0 a fixed camera, 1 a new one for every image"
     )
     camera_strength: float = _field(
-        0.2, "how far cameras differ in colour, exposure, light, blur and noise: 0 not at all, 1 as far as bad ones do"
+        0.35, "how far cameras differ in colour, exposure, light, blur and noise: 0 not at all, 1 as far as bad ones do"
     )
     train_occluded: float = _field(0.35, "share of the training images with an occluder")
     train_partial: float = _field(0.1, "share of the training images that show a part of the body only")
