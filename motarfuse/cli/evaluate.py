@@ -9,6 +9,7 @@ from motarfuse import console
 from motarfuse.cli.arguments import positive_integer
 from motarfuse.cli.train import evaluation_table
 from motarfuse.engine.checkpoint import find_checkpoint
+from motarfuse.engine.config import check_set_name
 from motarfuse.engine.evaluator import evaluate_checkpoint
 from motarfuse.engine.outputs import make_folder
 
@@ -43,6 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    check_set_name("--name", args.name)
     folder = find_checkpoint(args.checkpoint)
     # <run>/checkpoints/step-...: a checkpoint that was copied elsewhere gets its evaluations beside itself.
     out = Path(args.out) if args.out else folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent

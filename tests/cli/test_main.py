@@ -65,3 +65,8 @@ def test_a_damaged_drawing_is_an_error_with_a_remedy(tmp_path: Path, capsys: pyt
         (folder / "manifest.json").write_text(content)
         assert main(["demo", "--out", str(tmp_path)]) == 2
         assert "delete it" in capsys.readouterr().err
+
+
+def test_an_evaluation_name_that_is_a_path_is_refused_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "no/such/run", "--data", "x", "--name", "../zz"]) == 2
+    assert "is no name for a file" in capsys.readouterr().err
