@@ -22,26 +22,26 @@ class SynthPedConfig:
     """What is drawn. The same settings give the same pixels on every machine, with any number of workers."""
 
     seed: int = _field(0, "seed of everything that is drawn")
-    train_ids: int = _field(100, "identities of the training folder")
+    train_ids: int = _field(150, "identities of the training folder")
     test_ids: int = _field(50, "identities of query and gallery, disjoint from the training ones")
     cameras: int = _field(4, "cameras, 2 to 9 (the Market-1501 name has one digit for it)")
-    images_per_camera: int = _field(7, "training images of an identity in each camera")
+    images_per_camera: int = _field(5, "training images of an identity in each camera")
     gallery_per_camera: int = _field(2, "gallery images of a test identity in each camera")
-    query_per_camera: int = _field(2, "query images of a test identity in each camera")
-    distractors: int = _field(30, "gallery images of people who are no query (person id 0)")
+    query_per_camera: int = _field(1, "query images of a test identity in each camera")
+    distractors: int = _field(50, "gallery images of people who are no query (person id 0)")
     size: tuple[int, int] = _field((128, 64), "height and width of a crop in pixels")
     confusers: int = _field(2, "identities that share the colours of their clothes; 1 means nobody does")
     camera_variety: float = _field(
         0.7, "how much of a camera's look changes from image to image: 0 a fixed camera, 1 a new one for every image"
     )
     camera_strength: float = _field(
-        0.35, "how far cameras differ in colour, exposure, light, blur and noise: 0 not at all, 1 as far as bad ones do"
+        0.3, "how far cameras differ in colour, exposure, light, blur and noise: 0 not at all, 1 as far as bad ones do"
     )
     train_occluded: float = _field(0.35, "share of the training images with an occluder")
     train_partial: float = _field(0.1, "share of the training images that show a part of the body only")
-    occlusion: tuple[float, float] = _field((0.1, 0.38), "least and largest share of the body that an occluder hides")
+    occlusion: tuple[float, float] = _field((0.1, 0.4), "least and largest share of the body that an occluder hides")
     partial: tuple[float, float] = _field((0.35, 0.7), "least and largest share of the body that a partial crop keeps")
-    jitter: float = _field(0.03, "inaccuracy of the boxes, in heights of the body")
+    jitter: float = _field(0.04, "inaccuracy of the boxes, in heights of the body")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", self._pair("size", int))

@@ -89,7 +89,7 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
     groups: list[tuple[NDArray[np.float32], Ints | None]] = [
         (scenery.paint(style, height, width, view.elevation), None)
     ]
-    far = np.flatnonzero(draws.chance("passer-by", 0.1))
+    far = np.flatnonzero(draws.chance("passer-by", 0.12))
     if len(far):
         groups.append(
             (_passer_by(config, draws.at(far).fork("far"), shots.key[far], frame, light, view, far, None), far)
