@@ -33,7 +33,7 @@ SMALL = SynthPedConfig(train_ids=8, test_ids=8, cameras=2, images_per_camera=2, 
 
 # SHA-256 of the first images of the default benchmark, version 1. They change only together with
 # motarfuse.data.synthped.VERSION: whoever compares numbers needs the same pixels.
-GOLDEN = "to be filled"
+GOLDEN = "860df504e5e436e4a6aa1e0ed71a2e4bc6a56ee0dc5ad3948e3add078519161f"
 
 needs_host = pytest.mark.skipif(raster.backend() != "host", reason="motarfuse._host is not built (motarfuse build)")
 
