@@ -91,8 +91,10 @@ def test_a_query_from_the_gallery_marks_right_and_wrong(
     results = json.loads(capsys.readouterr().out)["results"]
     assert [result["match"] for result in results] == [result["pid"] == 5 for result in results]
     assert sum(result["match"] for result in results) == 3
-    assert main(["search", str(own), str(work / "features"), "-k", "2"]) == 0
-    assert "right" in capsys.readouterr().out
+    assert [result["is_query"] for result in results] == [Path(result["path"]) == own for result in results]
+    assert main(["search", str(own), str(work / "features"), "-k", "36"]) == 0
+    table = capsys.readouterr().out
+    assert (table.count("the query"), table.count("right"), table.count("wrong")) == (1, 2, 33)
     assert (tmp_path / "rank.png").is_file()
 
 
