@@ -1,5 +1,5 @@
-// Functions marked MOTARFUSE_HOST_DEVICE are compiled for the CPU by the C++ compiler and for the GPU by nvcc: what a CPU
-// test proves about their arithmetic holds on both.
+// Functions marked MOTARFUSE_HOST_DEVICE are compiled for the CPU by the C++ compiler and for the GPU by nvcc: what a
+// CPU test proves about their arithmetic holds on both.
 #pragma once
 
 #if defined(__CUDACC__)

@@ -1,5 +1,6 @@
-// Registers the implementations of motarfuse._C. The schemas are defined in Python (motarfuse/ops), so that the operators
-// exist without this library, and only the stable ABI is used, so that one build serves every torch from 2.10 on.
+// Registers the implementations of motarfuse._C. The schemas are defined in Python (motarfuse/ops), so that the
+// operators exist without this library, and only the stable ABI is used, so that one build serves every torch from 2.10
+// on.
 #include "library.h"
 
 #include <torch/csrc/stable/library.h>

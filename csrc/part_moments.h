@@ -40,8 +40,8 @@ MOTARFUSE_HOST_DEVICE C finite_maximum(C maximum) {
   return maximum == -static_cast<C>(INFINITY) ? C(0) : maximum;
 }
 
-// A factor as the sum of two numbers: one alone would be off by up to half a unit in its last place, and the exponential
-// multiplies that error by the exponent.
+// A factor as the sum of two numbers: one alone would be off by up to half a unit in its last place, and the
+// exponential multiplies that error by the exponent.
 template <class C>
 struct SplitFactor {
   C high, low;
@@ -95,8 +95,8 @@ struct Moments {
   }
 };
 
-// A row's results. Z is at least 1 where a cell is visible and 0 where none is; NaN goes through. Divisions, because the
-// backward magnifies the error of a rounded reciprocal by 1 / temperature.
+// A row's results. Z is at least 1 where a cell is visible and 0 where none is; NaN goes through. Divisions, because
+// the backward magnifies the error of a rounded reciprocal by 1 / temperature.
 template <class C>
 MOTARFUSE_HOST_DEVICE RowStatistics<C> finish_row(const Moments<C>& moments, C maximum, bool has_affine) {
   const bool hidden = moments.sum == C(0);
@@ -134,8 +134,8 @@ struct RowGradient {
     return deviation(p, cell_x, cell_y) + by_affine;
   }
 
-  // The derivative with respect to a cell's logit. `mean` is sum P deviation: 0 but for the moments' own rounding, which
-  // shifts all deviations alike and which 1 / temperature magnifies. Half types need not know it.
+  // The derivative with respect to a cell's logit. `mean` is sum P deviation: 0 but for the moments' own rounding,
+  // which shifts all deviations alike and which 1 / temperature magnifies. Half types need not know it.
   template <class V>
   MOTARFUSE_HOST_DEVICE V logit(V p, V deviation, C mean) const {
     return p * inverse_temperature * (deviation - mean);

@@ -93,10 +93,10 @@ inline void check_shape(const Tensor& tensor, std::initializer_list<int64_t> sha
   STD_TORCH_CHECK(equal, "part_moments: ", name, " has a shape that does not fit the logits and the grid");
 }
 
-// What the forward and the backward are given alike. The public function has checked all of it with better messages; this
-// guards direct calls of torch.ops, which would read out of bounds otherwise.
-inline MomentsCall moments_call(const Tensor& logits, const std::optional<Tensor>& affine, int64_t height, int64_t width,
-                                double temperature) {
+// What the forward and the backward are given alike. The public function has checked all of it with better messages;
+// this guards direct calls of torch.ops, which would read out of bounds otherwise.
+inline MomentsCall moments_call(const Tensor& logits, const std::optional<Tensor>& affine, int64_t height,
+                                int64_t width, double temperature) {
   STD_TORCH_CHECK(logits.dim() == 3, "part_moments: logits must have 3 dimensions");
   STD_TORCH_CHECK(height > 0 && width > 0, "part_moments: the grid must be positive");
   MomentsCall call;
@@ -146,7 +146,8 @@ inline void take_row_gradients(MomentsCall& call, const Tensor& logits, const Te
   const auto type = grad_keypoints.scalar_type();
   STD_TORCH_CHECK(grad_affines.scalar_type() == type && grad_confidence.scalar_type() == type,
                   "part_moments: gradients of the results must have one dtype");
-  STD_TORCH_CHECK(statistics.scalar_type() == compute_type(call.logits.type), "part_moments: statistics have a wrong dtype");
+  STD_TORCH_CHECK(statistics.scalar_type() == compute_type(call.logits.type),
+                  "part_moments: statistics have a wrong dtype");
   for (const Tensor* tensor : {&grad_keypoints, &grad_affines, &grad_confidence, &statistics}) {
     STD_TORCH_CHECK(tensor->device() == logits.device(), "part_moments: a gradient is on another device than logits");
   }

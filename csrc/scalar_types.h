@@ -1,4 +1,5 @@
-// Floating-point types of tensors: the type computed in, reading and writing single numbers of a type known at run time.
+// Floating-point types of tensors: the type computed in, reading and writing single numbers of a type known at run
+// time.
 #pragma once
 
 #include <torch/headeronly/core/ScalarType.h>

@@ -1,6 +1,7 @@
 // Rows of cells in the type computed in, whatever the tensor's dtype and strides.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <type_traits>
 
@@ -8,6 +9,12 @@
 #include "simd.h"
 
 namespace motarfuse {
+
+// Sums are kept in several chains, which hide the latency of an addition, and block by block: a weight near 1 is then
+// followed by few additions, each of which rounds it.
+constexpr int kChains = 4;
+template <class C>
+constexpr int64_t kBlock = 32 * kLanes<C>;
 
 template <class T>
 MOTARFUSE_INLINE T* offset(void* data, int64_t elements) {
@@ -30,7 +37,8 @@ MOTARFUSE_INLINE void with_type(void* data, ScalarType type, int64_t elements, c
 
 // The logits of a row: in place where they are contiguous and of type C, else converted into `scratch` (N numbers).
 template <class C>
-MOTARFUSE_INLINE const C* row_of_logits(const LogitsView& view, int64_t batch, int64_t part, int64_t cells, C* scratch) {
+MOTARFUSE_INLINE const C* row_of_logits(const LogitsView& view, int64_t batch, int64_t part, int64_t cells,
+                                        C* scratch) {
   const C* row = scratch;
   with_type<C>(view.data, view.type, batch * view.batch + part * view.part, [&](auto* source) {
     if (view.cell != 1) {
@@ -59,8 +67,8 @@ MOTARFUSE_INLINE void store_row_of_logits(const LogitsView& view, int64_t batch,
   });
 }
 
-// The processor's own prefetching stops at every page of 4 KB; asking 2 KB ahead keeps memory busy (1.6 times as fast where
-// the affines come from memory). A prefetch behind the end of a tensor does nothing.
+// The processor's own prefetching stops at every page of 4 KB; asking 2 KB ahead keeps memory busy (1.6 times as fast
+// where the affines come from memory). A prefetch behind the end of a tensor does nothing.
 template <class T>
 MOTARFUSE_INLINE void prefetch_affine(const T* cell) {
   __builtin_prefetch(reinterpret_cast<const char*>(cell) + 2048);
@@ -100,15 +108,19 @@ MOTARFUSE_INLINE void add_affines(const AffineView& view, int64_t batch, int64_t
   with_type<C>(view.data, view.type, batch * view.batch + part * view.part, [&](const auto* source) {
     int64_t i = 0;
     if constexpr (kLanes<C> == 4) {
-      Vector<C> chains[4] = {};  // hide the latency of an addition
-      for (; view.packed() && i + 4 <= cells; i += 4) {
-        for (int c = 0; c < 4; ++c) {
-          prefetch_affine(source + (i + c) * view.cell);
-          chains[c] += load_as<C>(source + (i + c) * view.cell) * weights[i + c];
+      Vector<C> total = {};
+      while (view.packed() && i + kChains <= cells) {
+        Vector<C> chains[kChains] = {};
+        const int64_t stop = std::min(cells, i + kBlock<C>);
+        for (; i + kChains <= stop; i += kChains) {
+          for (int c = 0; c < kChains; ++c) {
+            prefetch_affine(source + (i + c) * view.cell);
+            chains[c] += load_as<C>(source + (i + c) * view.cell) * weights[i + c];
+          }
         }
+        total += (chains[0] + chains[2]) + (chains[1] + chains[3]);
       }
-      const Vector<C> sum = (chains[0] + chains[2]) + (chains[1] + chains[3]);
-      for (int c = 0; c < 4; ++c) sums[c] += sum[c];
+      for (int c = 0; c < 4; ++c) sums[c] += total[c];
     }
     for (; i < cells; ++i) {
       for (int c = 0; c < 4; ++c) {
@@ -121,8 +133,8 @@ MOTARFUSE_INLINE void add_affines(const AffineView& view, int64_t batch, int64_t
 
 // Writes weights_i * affine to every cell of a row.
 template <class C>
-MOTARFUSE_INLINE void store_affines(const AffineView& view, int64_t batch, int64_t part, int64_t cells, const C* weights,
-                                    const C affine[4]) {
+MOTARFUSE_INLINE void store_affines(const AffineView& view, int64_t batch, int64_t part, int64_t cells,
+                                    const C* weights, const C affine[4]) {
   with_type<C>(view.data, view.type, batch * view.batch + part * view.part, [&](auto* target) {
     using T = std::remove_reference_t<decltype(*target)>;
     if constexpr (kLanes<C> == 4) {

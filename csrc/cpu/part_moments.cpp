@@ -1,5 +1,5 @@
-// part_moments on the CPU: rows over threads, cells over lanes. Each row is read twice (its maximum, then its sums) while
-// it is in the cache; the backward reads and writes every cell once.
+// part_moments on the CPU: rows over threads, cells over lanes. Each row is read twice (its maximum, then its sums)
+// while it is in the cache; the backward reads and writes every cell once.
 #include "../part_moments.h"
 
 #include <vector>
@@ -28,7 +28,6 @@ struct CellTable {
 
 template <class C>
 MOTARFUSE_INLINE C row_maximum(const C* logits, int64_t cells) {
-  constexpr int kChains = 4;  // hide the latency of a comparison
   Vector<C> lanes[kChains];
   for (auto& chain : lanes) chain = splat(-static_cast<C>(INFINITY));
   int64_t i = 0;
@@ -42,8 +41,8 @@ MOTARFUSE_INLINE C row_maximum(const C* logits, int64_t cells) {
 
 // weights_i = exp((logits_i - origin) / temperature) * factor
 template <class C>
-MOTARFUSE_INLINE void exponentials(const C* __restrict logits, int64_t cells, C origin, SplitFactor<C> inverse_temperature,
-                                   C factor, C* __restrict weights) {
+MOTARFUSE_INLINE void exponentials(const C* __restrict logits, int64_t cells, C origin,
+                                   SplitFactor<C> inverse_temperature, C factor, C* __restrict weights) {
   for (int64_t i = 0; i < cells; ++i) {
     weights[i] = exp_nonpositive(inverse_temperature.times(logits[i] - origin)) * factor;
   }
@@ -51,21 +50,29 @@ MOTARFUSE_INLINE void exponentials(const C* __restrict logits, int64_t cells, C 
 
 template <class C>
 MOTARFUSE_INLINE void add_positions(const C* weights, const CellTable<C>& table, int64_t cells, Moments<C>& row) {
-  Moments<Vector<C>> lanes, others;  // two chains hide the latency of an addition
-  lanes.clear();
-  others.clear();
+  Moments<Vector<C>> total;
+  total.clear();
   int64_t i = 0;
-  for (; i + 2 * kLanes<C> <= cells; i += 2 * kLanes<C>) {
-    const int64_t next = i + kLanes<C>;
-    lanes.add(load(weights + i), load(&table.x[i]), load(&table.y[i]));
-    others.add(load(weights + next), load(&table.x[next]), load(&table.y[next]));
+  while (i + kChains * kLanes<C> <= cells) {
+    Moments<Vector<C>> chains[kChains];
+    for (auto& chain : chains) chain.clear();
+    const int64_t stop = std::min(cells, i + kBlock<C>);
+    for (; i + kChains * kLanes<C> <= stop; i += kChains * kLanes<C>) {
+      for (int c = 0; c < kChains; ++c) {
+        const int64_t cell = i + c * kLanes<C>;
+        chains[c].add(load(weights + cell), load(&table.x[cell]), load(&table.y[cell]));
+      }
+    }
+    chains[0].merge(chains[2]);
+    chains[1].merge(chains[3]);
+    chains[0].merge(chains[1]);
+    total.merge(chains[0]);
   }
-  lanes.merge(others);
-  row.sum = horizontal_sum<C>(lanes.sum);
-  row.square = horizontal_sum<C>(lanes.square);
-  row.x = horizontal_sum<C>(lanes.x);
-  row.y = horizontal_sum<C>(lanes.y);
   for (; i < cells; ++i) row.add(weights[i], table.x[i], table.y[i]);
+  row.sum += horizontal_sum<C>(total.sum);
+  row.square += horizontal_sum<C>(total.square);
+  row.x += horizontal_sum<C>(total.x);
+  row.y += horizontal_sum<C>(total.y);
 }
 
 template <class C>

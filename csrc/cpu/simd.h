@@ -1,5 +1,5 @@
-// Vectors of 16 bytes (GCC's and Clang's vector extension: SSE and NEON, native on every processor) for what compilers do
-// not vectorise themselves, sums and transpositions, and an exponential for what they do.
+// Vectors of 16 bytes (GCC's and Clang's vector extension: SSE and NEON, native on every processor) for what compilers
+// do not vectorise themselves, sums and transpositions, and an exponential for what they do.
 //
 // Vectors are not wider because GCC splits wider ones into what the baseline has before it inlines them into a function
 // for a newer processor.
@@ -14,8 +14,8 @@
 #include "../host_device.h"
 #include "../scalar_types.h"
 
-// MOTARFUSE_VARIANTS(name, (parameters), (arguments), body) defines the function `name`, compiled for the baseline and for
-// two newer generations of x86 processors, of which the first call chooses the best that this processor runs. Fused
+// MOTARFUSE_VARIANTS(name, (parameters), (arguments), body) defines the function `name`, compiled for the baseline and
+// for two newer generations of x86 processors, of which the first call chooses the best that this processor runs. Fused
 // multiply-add is more than speed there: it sums squares of tiny weights without ever holding a subnormal number, which
 // costs a hundred cycles.
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -202,10 +202,10 @@ MOTARFUSE_INLINE void transpose(const Vector<float> source[4], Vector<float> res
 #endif
 }
 
-// exp(x) for x <= 0, to 2 units in the last place; 0 below -87.3, where exp leaves the normal numbers; NaN stays NaN.
-// x = k ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite's two-part ln 2), then 1 + r + r^2 q(r) with q of degree 4 fitted to
-// the smallest largest relative error of the whole (4e-9), and k added to the exponent. Scalar and without branches: a loop
-// of it becomes one over the widest lanes that the processor has.
+// exp(x) for x <= 0, to 2 units in the last place; 0 below -87.3, where exp leaves the normal numbers; NaN stays NaN. x
+// = k ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite's two-part ln 2), then 1 + r + r^2 q(r) with q of degree 4 fitted
+// to the smallest largest relative error of the whole (4e-9), and k added to the exponent. Scalar and without branches:
+// a loop of it becomes one over the widest lanes that the processor has.
 MOTARFUSE_INLINE float exp_nonpositive(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which is then in the low bits
   const float shifted = x * 1.44269504088896341f + kRound;

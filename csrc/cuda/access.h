@@ -29,7 +29,8 @@ struct Word<16> {
   using Type = uint4;
 };
 
-// `kCount` numbers that lie one after the other, in accesses of at most 16 bytes; the address is a multiple of their size.
+// `kCount` numbers that lie one after the other, in accesses of at most 16 bytes; the address is a multiple of their
+// size.
 template <int kCount, class T>
 __device__ __forceinline__ void load_packed(const T* source, Compute<T> (&values)[kCount]) {
   constexpr int kBytes = kCount * sizeof(T) < 16 ? kCount * sizeof(T) : 16, kPerWord = kBytes / sizeof(T);

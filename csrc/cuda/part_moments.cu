@@ -1,6 +1,6 @@
-// part_moments on the GPU: a group of lanes a row (a warp, or a block where rows are long or few), one launch a direction.
-// The forward reads every cell once, with a running maximum; the backward is elementwise, behind one sum a row where the
-// inputs are not half. No atomics: every sum has a fixed order.
+// part_moments on the GPU: a group of lanes a row (a warp, or a block where rows are long or few), one launch a
+// direction. The forward reads every cell once, with a running maximum; the backward is elementwise, behind one sum a
+// row where the inputs are not half. No atomics: every sum has a fixed order.
 #include "../part_moments.h"
 
 #include <algorithm>
@@ -157,7 +157,9 @@ struct Partial {
 template <bool kBlockPerRow, class C, class E>
 __device__ __forceinline__ void reduce(Partial<C>& partial, const E& exponential) {
 #pragma unroll
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) partial.merge(partial.shuffle_down(distance), exponential);
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
+    partial.merge(partial.shuffle_down(distance), exponential);
+  }
   if constexpr (kBlockPerRow) {
     __shared__ Partial<C> warps[kWarps];
     const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
@@ -167,7 +169,9 @@ __device__ __forceinline__ void reduce(Partial<C>& partial, const E& exponential
     if (warp != 0) return;
     partial = warps[lane % kWarps];
 #pragma unroll
-    for (int distance = kWarps / 2; distance > 0; distance /= 2) partial.merge(partial.shuffle_down(distance), exponential);
+    for (int distance = kWarps / 2; distance > 0; distance /= 2) {
+      partial.merge(partial.shuffle_down(distance), exponential);
+    }
   }
 }
 

@@ -69,7 +69,9 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
     target = backbone.state_dict()
     loaded: dict[str, Tensor] = {}
     resized = []
-    for name in target.keys() & source.keys():
+    for name in target:  # in the network's order, so that of several misfits the same one is always named
+        if name not in source:
+            continue
         tensor = source[name]
         if name == "pos_embed":
             tensor, change = _resize_positions(tensor, target[name], backbone.grid, path)  # type: ignore[arg-type]

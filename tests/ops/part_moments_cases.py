@@ -13,7 +13,23 @@ from motarfuse.ops.part_moments import PartMoments
 from tests.tolerance import assert_close
 
 NAMES = ("keypoints", "affines", "confidence", "grad_logits", "grad_affine")
-GRIDS = [(1, 1), (7, 1), (9, 7), (16, 4), (5, 13), (16, 8), (3, 43), (2, 69), (1, 193), (64, 32)]
+GRIDS = [
+    (1, 1),
+    (7, 1),
+    (9, 7),
+    (16, 4),
+    (5, 13),
+    (16, 8),
+    (3, 43),
+    (2, 69),
+    (1, 193),
+    (1, 197),
+    (1, 211),
+    (12, 43),
+    (24, 43),
+    (48, 23),
+    (64, 32),
+]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 needs_native = pytest.mark.skipif(

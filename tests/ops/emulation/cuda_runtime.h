@@ -1,6 +1,7 @@
-// Stands in for CUDA's header so that a .cu file compiles for the host: blocks run one after the other, the threads of a
-// block as threads of the host, shuffles and __syncthreads by barriers. Packed loads check their alignment, as a GPU does.
-// It shows that a kernel's indexing, reductions and edges are right, not how fast it is and nothing about memory ordering.
+// Stands in for CUDA's header so that a .cu file compiles for the host: blocks run one after the other, the threads of
+// a block as threads of the host, shuffles and __syncthreads by barriers. Packed loads check their alignment, as a GPU
+// does. It shows that a kernel's indexing, reductions and edges are right, not how fast it is and nothing about memory
+// ordering.
 #pragma once
 
 #include <barrier>
