@@ -11,26 +11,17 @@ are compared with ``evaluate``'s before a time is believed.
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import platform
 import resource
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.timing import Call, append_rows, environment, measure
 from motarfuse.retrieval import evaluate, search
 
-QUERIES, GALLERY, SAMPLE, REPEATS = 3368, 19732, 64, 7
-COLUMNS = (
-    "operator", "implementation", "mode", "shape", "dtype", "median", "p20", "p80", "unit", "fraction_of_ceiling",
-    "ratio_to_best_peer", "device", "driver", "torch", "triton", "nvcc", "commit", "date",
-)  # fmt: skip
+QUERIES, GALLERY, SAMPLE, TURNS = 3368, 19732, 64, 7
 
 
 def read_labels(folder: Path | None) -> tuple[np.ndarray, ...]:
@@ -64,34 +55,6 @@ def per_query(query: np.ndarray, gallery: np.ndarray, ids: tuple[np.ndarray, ...
     return found
 
 
-def processor() -> str:
-    """The processor's name, as Linux gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-def commit() -> str:
-    """The commit that is measured, with a mark where files differ from it."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent, check=False)
-    return done.stdout.strip() or "none"
-
-
-def interleaved(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each variant; they take turns, so that a slow moment of the machine meets all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(repeats + 1):
-        for name, call in variants.items():
-            start = time.perf_counter()
-            call()
-            if turn:  # the first turn warms up
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", type=Path, help="folder with Market-1501's label files")
@@ -118,55 +81,49 @@ def main() -> int:
     slow = per_query(unit_query, unit_gallery, sample_ids)
     np.testing.assert_allclose(result.average_precision[sample], slow, rtol=1e-3, atol=1e-6)
 
-    variants: dict[str, Callable[[], object]] = {
-        "matrix product alone": lambda: query @ kept.T,
-        "evaluate cosine": lambda: evaluate(query, gallery, *ids),
-        "evaluate cosine, again": lambda: evaluate(query, gallery, *ids),
-        "evaluate euclidean": lambda: evaluate(query, gallery, *ids, metric="euclidean"),
-        "search k=10": lambda: search(query, kept, 10),
-        "torch.topk of all scores": lambda: torch.topk(query @ kept.T, 10, dim=1),
-        "per-query numpy": lambda: per_query(unit_query, unit_gallery, sample_ids),
+    variants: dict[str, Call] = {
+        "matrix product alone": lambda _: query @ kept.T,
+        "evaluate cosine": lambda _: evaluate(query, gallery, *ids),
+        "evaluate cosine, again": lambda _: evaluate(query, gallery, *ids),
+        "evaluate euclidean": lambda _: evaluate(query, gallery, *ids, metric="euclidean"),
+        "search k=10": lambda _: search(query, kept, 10),
+        "torch.topk of all scores": lambda _: torch.topk(query @ kept.T, 10, dim=1),
+        "per-query numpy": lambda _: per_query(unit_query, unit_gallery, sample_ids),
     }
-    seconds = interleaved(variants, REPEATS)
-    seconds["per-query numpy"] = [value * len(query) / SAMPLE for value in seconds["per-query numpy"]]
+    device = torch.device("cpu")
+    timings = measure(variants, device, turns=TURNS)
+    timings["per-query numpy"] = timings["per-query numpy"].scaled(len(query) / SAMPLE)
 
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    product = medians["matrix product alone"]
-    peers = {"evaluate": medians["per-query numpy"], "search k=10": medians["torch.topk of all scores"]}
+    where = environment(device)
+    product = timings["matrix product alone"].median
+    peers = {"evaluate": timings["per-query numpy"], "search k=10": timings["torch.topk of all scores"]}
     shape = f"{len(query)}x{len(kept)}x{args.width}"
-    print(f"{shape}, {result.num_valid} valid queries, {args.threads} threads of {processor()}")
+    print(f"{shape}, {result.num_valid} valid queries, {where['device']}")
     print(f"evaluate: {extra_mb:.0f} MB above the features; equal to the per-query evaluator on {SAMPLE} queries")
     rows: list[dict[str, str]] = []
-    for name, values in seconds.items():
-        low, middle, high = np.percentile(values, [20, 50, 80])
-        peer = next((value for start, value in peers.items() if name.startswith(start)), None)
-        against = "" if peer is None else f"{peer / middle:.2f}"
-        print(f"{name:26} {middle:8.3f} s  [{low:.3f}, {high:.3f}]  {middle / product:6.2f} x the product  {against}")
+    for name, timing in timings.items():
+        peer = next((value.median for start, value in peers.items() if name.startswith(start)), None)
+        against = "" if peer is None else f"{peer / timing.median:.2f}"
+        print(
+            f"{name:26} {timing.median:8.3f} s  [{timing.p20:.3f}, {timing.p80:.3f}]  "
+            f"{timing.median / product:6.2f} x the product  {against}"
+        )
         row = {
             "operator": "retrieval",
             "implementation": name,
             "mode": "fwd",
             "shape": shape,
             "dtype": "float32",
-            "median": f"{middle:.4f}",
-            "p20": f"{low:.4f}",
-            "p80": f"{high:.4f}",
+            "median": f"{timing.median:.4f}",
+            "p20": f"{timing.p20:.4f}",
+            "p80": f"{timing.p80:.4f}",
             "unit": "s",
-            "fraction_of_ceiling": f"{product / middle:.3f}",
+            "fraction_of_ceiling": f"{product / timing.median:.3f}",
             "ratio_to_best_peer": against,
-            "device": f"{processor()}, {args.threads} threads",
-            "torch": torch.__version__,
-            "commit": commit(),
-            "date": datetime.date.today().isoformat(),
         }
         rows.append(row)
     if args.csv is not None:
-        new = not args.csv.is_file()
-        with args.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+        append_rows(args.csv, [{**row, **where} for row in rows])
     return 0
 
 

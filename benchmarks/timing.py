@@ -42,6 +42,10 @@ class Timing:
     p20: float
     p80: float
 
+    def scaled(self, factor: float) -> Timing:
+        """The time of ``factor`` times as much of the same work."""
+        return Timing(self.median * factor, self.p20 * factor, self.p80 * factor)
+
 
 def measure(
     variants: Mapping[str, Call], device: torch.device, *, turns: int = 31, clock: Clock = time.perf_counter
