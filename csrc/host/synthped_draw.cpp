@@ -213,21 +213,26 @@ MOTARFUSE_INLINE void composite_row(const Primitive& p, int n, Row& row, float* 
   if (!plain) {
     for (int i = 0; i < n; ++i) cover[i] = cover[i] * h[i];
   }
-  for (int c = 0; c < 3; ++c) {
-    const float c0 = p.colour[0][c], c1 = p.colour[1][c], c2 = p.colour[2][c];
-    float* MOTARFUSE_RESTRICT plane = planes[c];
-    if (plain) {
-      for (int i = 0; i < n; ++i) {
-        const float below = plane[i] * keep[i];
-        plane[i] = below + (c0 * shade[i] - below) * cover[i];
-      }
-    } else {
-      for (int i = 0; i < n; ++i) {
-        const float a = c0 + (c1 - c0) * f[i];
-        const float b = (a + (c2 - a) * g[i]) * shade[i];
-        const float below = plane[i] * keep[i];
-        plane[i] = below + (b - below) * cover[i];
-      }
+  float *MOTARFUSE_RESTRICT red = planes[0], *MOTARFUSE_RESTRICT green = planes[1], *MOTARFUSE_RESTRICT blue = planes[2];
+  const float r0 = p.colour[0][0], g0 = p.colour[0][1], b0 = p.colour[0][2];
+  if (plain) {
+    MOTARFUSE_INDEPENDENT for (int i = 0; i < n; ++i) {
+      const float share = cover[i], kept = keep[i], light = shade[i];
+      const float r = red[i] * kept, g = green[i] * kept, b = blue[i] * kept;
+      red[i] = r + (r0 * light - r) * share;
+      green[i] = g + (g0 * light - g) * share;
+      blue[i] = b + (b0 * light - b) * share;
+    }
+  } else {
+    const float r1 = p.colour[1][0], g1 = p.colour[1][1], b1 = p.colour[1][2];
+    const float r2 = p.colour[2][0], g2 = p.colour[2][1], b2 = p.colour[2][2];
+    MOTARFUSE_INDEPENDENT for (int i = 0; i < n; ++i) {
+      const float share = cover[i], kept = keep[i], light = shade[i], first = f[i], second = g[i];
+      const float below_r = red[i] * kept, below_g = green[i] * kept, below_b = blue[i] * kept;
+      const float ra = r0 + (r1 - r0) * first, ga = g0 + (g1 - g0) * first, ba = b0 + (b1 - b0) * first;
+      red[i] = below_r + ((ra + (r2 - ra) * second) * light - below_r) * share;
+      green[i] = below_g + ((ga + (g2 - ga) * second) * light - below_g) * share;
+      blue[i] = below_b + ((ba + (b2 - ba) * second) * light - below_b) * share;
     }
   }
   const int label = static_cast<int>(p.label);

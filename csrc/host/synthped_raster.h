@@ -24,6 +24,12 @@
 #define MOTARFUSE_CLONES
 #endif
 #define MOTARFUSE_RESTRICT __restrict__
+// Before a loop whose arrays are not each other's: no comparison of their addresses at every row.
+#if defined(__GNUC__) && !defined(__clang__)
+#define MOTARFUSE_INDEPENDENT _Pragma("GCC ivdep")
+#else
+#define MOTARFUSE_INDEPENDENT
+#endif
 #define MOTARFUSE_INLINE inline __attribute__((always_inline))
 
 namespace motarfuse::synthped {

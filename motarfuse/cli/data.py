@@ -96,7 +96,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     synth.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the images (default jpg)")
     synth.add_argument("--no-ground-truth", action="store_true", help="leave out masks, keypoints and visibility")
     synth.add_argument("--overwrite", action="store_true", help="replace a benchmark drawn before")
-    synth.add_argument("--workers", type=int, default=2, metavar="N", help="threads that draw (default 2)")
+    synth.add_argument("--workers", type=int, default=2, metavar="N", help="processes that draw (default 2)")
 
 
 def _describe_settings() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,11 +124,11 @@ def test_host_and_numpy_agree_on_every_texture_shape_and_occluder() -> None:
     """Scenes in which each primitive wears each texture in turn, so that none is left to chance."""
     config = SMALL.with_options(size=(64, 32))
     shots = SynthPed(config).shots("query_occluded").take(np.arange(8))
-    scenes = scene.build(config, shots, np.ones(8))
+    scenes = scene.prepare(config, shots).scenes(np.arange(8), np.ones(8))
     for texture in range(len(TEXTURES)):
         primitives = scenes.primitives.copy()
         primitives[..., FIELD["texture"]] = texture
-        values = scene.Scenes(**{**vars(scenes), "primitives": primitives})
+        values = replace(scenes, primitives=primitives)
         host, numpy = (raster.render(values, config.size, impl=impl) for impl in ("host", "numpy"))
         for a, b in zip(host, numpy, strict=True):
             assert np.array_equal(a, b), TEXTURES[texture]
@@ -136,8 +137,9 @@ def test_host_and_numpy_agree_on_every_texture_shape_and_occluder() -> None:
 def test_every_kind_of_occluder_and_texture_appears() -> None:
     synthped = SynthPed(SynthPedConfig(test_ids=60, cameras=2))
     shots = synthped.shots("query_occluded")
-    scenes = scene.build(synthped.config, shots, np.ones(len(shots)))
-    assert set(scenes.occluder) == set(range(len(OCCLUDERS)))
+    prepared = scene.prepare(synthped.config, shots)
+    scenes = prepared.scenes(np.arange(len(shots)), np.ones(len(shots)))
+    assert set(prepared.occluder) == set(range(len(OCCLUDERS)))
     drawn = scenes.primitives[..., FIELD["shape"]] != SHAPE_NONE
     assert set(scenes.primitives[..., FIELD["texture"]][drawn].astype(int)) == set(range(len(TEXTURES)))
 
@@ -145,11 +147,12 @@ def test_every_kind_of_occluder_and_texture_appears() -> None:
 def test_boxes_of_primitives_leave_nothing_out() -> None:
     """Drawing over the whole canvas instead of the box changes no pixel."""
     synthped = SynthPed(SMALL)
-    scenes = scene.build(SMALL, synthped.shots("query_occluded").take(np.arange(6)), np.ones(6))
+    shots = synthped.shots("query_occluded").take(np.arange(6))
+    scenes = scene.prepare(SMALL, shots).scenes(np.arange(6), np.ones(6))
     everywhere = np.empty_like(scenes.boxes)
     everywhere[...] = (0, 0, SMALL.size[1], SMALL.size[0])
     a = raster.render(scenes, SMALL.size)
-    b = raster.render(scene.Scenes(**{**vars(scenes), "boxes": everywhere}), SMALL.size, impl="numpy")
+    b = raster.render(replace(scenes, boxes=everywhere), SMALL.size, impl="numpy")
     for x, y in zip(a, b, strict=True):
         assert np.array_equal(x, y)
 
@@ -164,13 +167,17 @@ def test_pictures_are_neither_flat_nor_saturated(holistic: SynthPedImages) -> No
 def test_the_rasteriser_refuses_arrays_of_another_shape() -> None:
     if raster.backend() != "host":
         pytest.skip("motarfuse._host is not built (motarfuse build)")
-    scenes = scene.build(SMALL, SynthPed(SMALL).shots("train").take(np.arange(2)), np.ones(2))
-    for field in ("primitives", "boxes", "responses", "curves", "lattice_x", "weight_y"):
-        wrong = scene.Scenes(**{**vars(scenes), field: np.ascontiguousarray(getattr(scenes, field)[:1])})
-        if field == "primitives":
-            wrong = scene.Scenes(**{**vars(scenes), field: np.ascontiguousarray(scenes.primitives[..., :-1])})
+    scenes = scene.prepare(SMALL, SynthPed(SMALL).shots("train").take(np.arange(2))).scenes(np.arange(2), np.ones(2))
+    wrong = [
+        replace(scenes, primitives=np.ascontiguousarray(scenes.primitives[..., :-1])),
+        replace(scenes, boxes=scenes.boxes[:1]),
+    ]
+    for field in ("responses", "curves", "lattice_x", "weight_y"):
+        optics = replace(scenes.optics, **{field: getattr(scenes.optics, field)[:1]})
+        wrong.append(replace(scenes, optics=optics))
+    for values in wrong:
         with pytest.raises(ValueError, match=r"synthped\.render"):
-            raster.render(wrong, SMALL.size, impl="host")
+            raster.render(values, SMALL.size, impl="host")
     with pytest.raises(ValueError, match="impl"):
         raster.render(scenes, SMALL.size, impl="cuda")
 

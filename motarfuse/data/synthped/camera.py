@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,12 +85,16 @@ def light(style: Style) -> Light:
 class Optics:
     """The camera's response as the rasteriser takes it."""
 
-    responses: Floats  # (n, NUM_RESPONSE)
+    responses: NDArray[np.float32]  # (n, NUM_RESPONSE)
     curves: NDArray[np.uint8]  # (n, 1024)
     lattice_x: NDArray[np.int32]  # (n, 2, width)
-    weight_x: Floats  # (n, width)
+    weight_x: NDArray[np.float32]  # (n, width)
     lattice_y: NDArray[np.int32]
-    weight_y: Floats
+    weight_y: NDArray[np.float32]
+
+    def take(self, rows: NDArray[np.int64]) -> Optics:
+        """The responses of the given rows."""
+        return Optics(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def optics(style: Style, height: int, width: int) -> Optics:
@@ -152,7 +156,12 @@ def optics(style: Style, height: int, width: int) -> Optics:
     curves = np.clip(np.floor(y * 255.0 + 0.5), 0, 255).astype(np.uint8)
     lattice_x, weight_x = _lattice(coarse, width)
     lattice_y, weight_y = _lattice(coarse, height)
-    return Optics(r, curves, lattice_x, weight_x, lattice_y, weight_y)
+    return Optics(_rounded(r), curves, lattice_x, _rounded(weight_x), lattice_y, _rounded(weight_y))
+
+
+def _rounded(values: Floats) -> NDArray[np.float32]:
+    """To multiples of 2^-20, so that the last bit of an exponential does not matter."""
+    return (np.round(values * 2.0**20) * 2.0**-20).astype(np.float32)
 
 
 def _lattice(pitch: Floats, size: int) -> tuple[NDArray[np.int32], Floats]:

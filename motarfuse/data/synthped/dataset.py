@@ -119,23 +119,23 @@ class SynthPed:
         c = self.config
         n = len(shots)
         size = np.ones(n)
-        scenes = scene.build(c, shots, size)
-        images, parts, amodal = raster.render(scenes, c.size, threads=threads, impl=impl)
+        prepared = scene.prepare(c, shots)
+        images, parts, amodal = raster.render(prepared.scenes(np.arange(n), size), c.size, threads=threads, impl=impl)
         share = truth.occluded_share(parts, amodal)
         low, high = c.occlusion
         wrong = np.flatnonzero(self._outside(shots.kind, share))
-        # First by the ratio to what was asked for, then the best of a ladder of sizes: two more rounds at most, however
-        # many images there are, because a round costs a layout of scenes.
+        # First by the ratio to what was asked for, then the best of a ladder of sizes.
         for ladder in (_RATIO, _LADDER):
             if len(wrong) == 0:
                 break
             m = len(wrong)
-            target = np.clip(scenes.asked[wrong], low + 0.15 * (high - low), high - 0.15 * (high - low))
+            target = np.clip(prepared.asked[wrong], low + 0.15 * (high - low), high - 0.15 * (high - low))
             if ladder is _RATIO:
                 size[wrong] *= np.clip(target / np.maximum(share[wrong], 0.04), 0.4, 2.5)
             sizes = (size[wrong][:, None] * ladder).reshape(-1)
-            tried = shots.take(np.repeat(wrong, len(ladder)))
-            drawn = raster.render(scene.build(c, tried, sizes), c.size, threads=threads, impl=impl)
+            drawn = raster.render(
+                prepared.scenes(np.repeat(wrong, len(ladder)), sizes), c.size, threads=threads, impl=impl
+            )
             shares = truth.occluded_share(drawn[1], drawn[2]).reshape(m, -1)
             best = np.abs(shares - target[:, None]).argmin(axis=1)
             row = np.arange(m) * len(ladder) + best
@@ -148,11 +148,11 @@ class SynthPed:
             camids=shots.camera,
             parts=parts,
             amodal=amodal,
-            keypoints=scenes.keypoints,
-            visibility=truth.visibility(scenes.keypoints, scenes.facing, parts, amodal),
+            keypoints=prepared.keypoints,
+            visibility=truth.visibility(prepared.keypoints, prepared.facing, parts, amodal),
             occluded_share=share,
-            in_frame=scenes.in_frame,
-            occluder=scenes.occluder,
+            in_frame=prepared.in_frame,
+            occluder=prepared.occluder,
         )
 
     def images(self, name: str, *, threads: int = 2, impl: str = "auto", limit: int | None = None) -> SynthPedImages:

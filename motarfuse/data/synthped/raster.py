@@ -58,15 +58,16 @@ def render(
     if impl not in ("auto", "host", "numpy"):
         raise ValueError(f"render: impl must be auto, host or numpy, got {impl!r}")
     height, width = size
+    optics = scenes.optics
     arrays = (
         scenes.primitives,
         scenes.boxes,
-        scenes.responses,
-        scenes.curves,
-        scenes.lattice_x,
-        scenes.weight_x,
-        scenes.lattice_y,
-        scenes.weight_y,
+        optics.responses,
+        optics.curves,
+        optics.lattice_x,
+        optics.weight_x,
+        optics.lattice_y,
+        optics.weight_y,
         tiles(),
     )
     if impl == "numpy" or (impl == "auto" and backend() == "numpy"):

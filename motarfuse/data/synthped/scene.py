@@ -42,30 +42,78 @@ class Shots:
 
 @dataclass(frozen=True)
 class Scenes:
-    """n scenes as the rasteriser takes them, with the ground truth that does not come from pixels."""
+    """n scenes as the rasteriser takes them."""
 
     primitives: NDArray[np.float32]
     boxes: NDArray[np.int32]
-    responses: NDArray[np.float32]
-    curves: NDArray[np.uint8]
-    lattice_x: NDArray[np.int32]
-    weight_x: NDArray[np.float32]
-    lattice_y: NDArray[np.int32]
-    weight_y: NDArray[np.float32]
+    optics: camera.Optics
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """n scenes without what hides the person; `scenes` adds that, in any size."""
+
+    config: SynthPedConfig
+    shots: Shots
+    draws: Draws
+    light: Light
+    view: pose.View
+    frame: Frame
+    optics: camera.Optics
+    primitives: NDArray[np.float32]
+    boxes: NDArray[np.int32]
+    person: Floats  # (n, 4) the person's box, pixels
     keypoints: NDArray[np.float32]  # (n, 17, 2) pixels, x first
     facing: NDArray[np.bool_]  # (n, 17) not turned away from the camera
-    in_frame: NDArray[np.float32]  # (n,) share of the body's box inside the crop
+    in_frame: NDArray[np.float32]  # (n,) share of the person's box inside the crop
     occluder: Ints  # (n,) index into OCCLUDERS, -1 for none
-    asked: Floats  # (n,) share of the body that the occluder was to hide
+    asked: Floats  # (n,) share of the person that the occluder was to hide
+
+    def scenes(self, rows: Ints, size: Floats) -> Scenes:
+        """The scenes of the given rows, which may repeat.
+
+        Args:
+            rows: (m,) which.
+            size: (m,) factors on their occluders' drawn sizes.
+        """
+        height, width = self.config.size
+        kind, share = self.occluder[rows], self.asked[rows] * size
+        groups: list[tuple[NDArray[np.float32], Ints | None]] = []
+        hidden = np.flatnonzero(kind >= 0)
+        if len(hidden):
+            at = rows[hidden]
+            things = occluders.paint(
+                kind[hidden], share[hidden], self.person[at], self.draws.at(at), self.light.take(at), height, width
+            )
+            groups.append((things, hidden))
+        near = np.flatnonzero(kind == occluders.PEDESTRIAN)
+        if len(near):
+            at = rows[near]
+            person = _passer_by(
+                self.config,
+                self.draws.at(at).fork("near"),
+                self.shots.key[at] + 1_000_000_000,
+                self.frame,
+                self.light,
+                self.view,
+                at,
+                (share[near], self.person[at]),
+            )
+            groups.append((person, near))
+        primitives, boxes = pack(groups, len(rows), height, width)
+        return Scenes(
+            primitives=np.concatenate([self.primitives[rows], primitives], axis=1),
+            boxes=np.concatenate([self.boxes[rows], boxes], axis=1),
+            optics=self.optics.take(rows),
+        )
 
 
-def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes:
+def prepare(config: SynthPedConfig, shots: Shots) -> Prepared:
     """Draws everything random about the images and lays the scenes out.
 
     Args:
         config: The benchmark.
         shots: The images.
-        occluder_size: (n,) a factor on the occluder's drawn size.
     """
     n = len(shots)
     height, width = config.size
@@ -79,8 +127,6 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
     light = camera.light(style)
     painted = body.paint(people, joints, gait.head_yaw, view, frame, light, draws)
 
-    box = _box(joints, view)
-    pixels = frame.pixels(box.reshape(n, 2, 2)).reshape(n, 4)
     ground, _ = view.project(
         np.stack([0.5 * (joints[s + "_heel"] + joints[s + "_toe"]) for s in ("left", "right")], axis=1)
     )
@@ -95,59 +141,26 @@ def build(config: SynthPedConfig, shots: Shots, occluder_size: Floats) -> Scenes
             (_passer_by(config, draws.at(far).fork("far"), shots.key[far], frame, light, view, far, None), far)
         )
     groups += [(shade, None), (painted, None)]
-
-    occluded = shots.kind == OCCLUDED
-    kind = np.where(occluded, draws.choice("occluder", occluders.WEIGHTS), -1)
-    asked = draws.uniform("occluder size", *config.occlusion)
-    size = asked * occluder_size
-    rows = np.flatnonzero(occluded)
-    if len(rows):
-        scaled = Light(light.x[rows], light.y[rows], light.depth[rows], light.ambient[rows])
-        groups.append(
-            (occluders.paint(kind[rows], size[rows], pixels[rows], draws.at(rows), scaled, height, width), rows)
-        )
-    near = np.flatnonzero(kind == occluders.PEDESTRIAN)
-    if len(near):
-        groups.append(
-            (
-                _passer_by(
-                    config,
-                    draws.at(near).fork("near"),
-                    shots.key[near] + 1_000_000_000,
-                    frame,
-                    light,
-                    view,
-                    near,
-                    (size[near], pixels[near]),
-                ),
-                near,
-            )
-        )
-
     primitives, boxes = pack(groups, n, height, width)
-    optics = camera.optics(style, height, width)
-    points = np.stack([joints[name] for name in layout.KEYPOINTS], axis=1)
-    plane, depth = view.project(points)
-    return Scenes(
+
+    plane, depth = view.project(np.stack([joints[name] for name in layout.KEYPOINTS], axis=1))
+    return Prepared(
+        config=config,
+        shots=shots,
+        draws=draws,
+        light=light,
+        view=view,
+        frame=frame,
+        optics=camera.optics(style, height, width),
         primitives=primitives,
         boxes=boxes,
-        responses=_rounded(optics.responses),
-        curves=optics.curves,
-        lattice_x=optics.lattice_x,
-        weight_x=_rounded(optics.weight_x),
-        lattice_y=optics.lattice_y,
-        weight_y=_rounded(optics.weight_y),
+        person=frame.pixels(_box(joints, view).reshape(n, 2, 2)).reshape(n, 4),
         keypoints=np.round(frame.pixels(plane) * 64.0).astype(np.float32) * np.float32(1.0 / 64.0),
         facing=_facing(joints, view, depth),
         in_frame=in_frame.astype(np.float32),
-        occluder=kind,
-        asked=asked,
+        occluder=np.where(shots.kind == OCCLUDED, draws.choice("occluder", occluders.WEIGHTS), -1),
+        asked=draws.uniform("occluder size", *config.occlusion),
     )
-
-
-def _rounded(values: Floats) -> NDArray[np.float32]:
-    """To multiples of 2^-20, so that the last bit of an exponential does not matter."""
-    return (np.round(values * 2.0**20) * 2.0**-20).astype(np.float32)
 
 
 def _box(joints: dict[str, Floats], view: pose.View) -> Floats:
