@@ -1,19 +1,27 @@
 """Builds a wheel, installs it in a clean virtual environment and calls an operator, the command line and a build there.
 
-The environment sees the packages of the Python that runs this, but not an editable motarfuse among them.
+Of the packages of the Python that runs this, the environment sees torch and what else the wheel's metadata name as core
+dependencies, with what these need, and nothing else: a dependency that nobody declared is missing there.
 """
 
 from __future__ import annotations
 
 import argparse
+import email
+import importlib.metadata
 import os
+import re
 import shlex
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXPECTED = [
@@ -25,6 +33,20 @@ EXPECTED = [
     "motarfuse/csrc/cuda/part_moments.cu",
     "motarfuse/csrc/host/module.cpp",
 ]
+IMPORT_ALL = """
+import importlib, pkgutil, motarfuse
+
+def fail(name):
+    raise
+
+names = [module.name for module in pkgutil.walk_packages(motarfuse.__path__, "motarfuse.", onerror=fail)]
+# Kernels need Triton, which torch brings where there is CUDA; _C is no Python module.
+left_out = ("motarfuse.kernels.", "motarfuse._C", "motarfuse.__main__")
+names = [name for name in names if not name.startswith(left_out)]
+for name in names:
+    importlib.import_module(name)
+print(f"{len(names)} modules import with the core dependencies alone")
+"""
 CALL = """
 import sys, torch, motarfuse, motarfuse.kernels
 from motarfuse import _native, ops
@@ -51,9 +73,39 @@ def run(*command: str | Path, cwd: Path | None = None) -> None:
     subprocess.run(words, check=True, cwd=cwd, env=environment)
 
 
-def visible_packages() -> list[str]:
-    """The site-packages folders that this Python sees; a plain path in a .pth file follows none of their .pth files."""
-    return [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+def closure(requirements: Iterable[str]) -> list[importlib.metadata.Distribution]:
+    """The installed distributions that the requirements need, and those that these need, without extras."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    waiting = [Requirement(text) for text in requirements]
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found[name] = importlib.metadata.distribution(name)
+        waiting += [Requirement(text) for text in found[name].requires or []]
+    return list(found.values())
+
+
+def link(distributions: Iterable[importlib.metadata.Distribution], site: Path) -> None:
+    """Shows these distributions, and nothing else that lies beside them, to the environment of ``site``."""
+    for distribution in distributions:
+        for top in {file.parts[0] for file in distribution.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+            if not (site / top).exists():
+                (site / top).symlink_to(Path(str(distribution.locate_file(top))))
+
+
+def core_requirements(wheel: Path) -> list[str]:
+    """What the wheel says it needs, without its extras."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = email.message_from_bytes(archive.read(name))
+    return [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
+
+
+def build_requirements() -> list[str]:
+    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    return re.findall(r'"([^"]+)"', next(line for line in text.splitlines() if line.startswith("requires = ")))
 
 
 def check(wheel: Path, folder: Path) -> None:
@@ -67,11 +119,12 @@ def check(wheel: Path, folder: Path) -> None:
     python = venv / "bin" / "python"
     query = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     site = Path(subprocess.run(query, check=True, capture_output=True, text=True).stdout.strip())
-    (site / "packages.pth").write_text("\n".join(visible_packages()) + "\n")
-    # Ignored: the editable installation that the link shows is not the clean environment's own.
-    run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", wheel, cwd=folder)
+    link(closure(core_requirements(wheel)), site)
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel)
+    run(python, "-c", IMPORT_ALL, cwd=folder)
     run(python, "-c", CALL, cwd=folder)
     run(venv / "bin" / "motarfuse", "doctor", "--brief", cwd=folder)
+    link(closure(build_requirements()), site)
     run(venv / "bin" / "motarfuse", "build", "--cuda", "0", cwd=folder)
     run(python, "-c", CALL, cwd=folder)
 

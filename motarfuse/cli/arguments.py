@@ -1,8 +1,9 @@
-"""Argument types that more than one verb uses."""
+"""Argument types and arguments that more than one verb uses."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def positive_integer(text: str) -> int:
@@ -14,3 +15,26 @@ def positive_integer(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return value
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """The checkpoint whose network is to be used."""
+    parser.add_argument("checkpoint", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its latest checkpoint) or one")
+
+
+def add_encoding(parser: argparse.ArgumentParser) -> None:
+    """How images become features: where, how many at once and in which precision."""
+    parser.add_argument("--flip", action="store_true", help="average features of each image and its mirror image")
+    parser.add_argument(
+        "--batch-size", type=positive_integer, default=128, metavar="N", help="images a forward pass (default: 128)"
+    )
+    parser.add_argument(
+        "--workers", type=positive_integer, default=2, metavar="N", help="decoding threads (default: 2)"
+    )
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+
+
+def encoding(args: argparse.Namespace) -> dict[str, Any]:
+    """The values of `add_encoding`, as `extract` and `evaluate_checkpoint` take them."""
+    return {name: getattr(args, name) for name in ("flip", "batch_size", "workers", "device", "precision")}

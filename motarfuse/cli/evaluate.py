@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from motarfuse import console
-from motarfuse.cli.arguments import positive_integer
+from motarfuse.cli.arguments import add_checkpoint, add_encoding, encoding
 from motarfuse.cli.train import evaluation_table
 from motarfuse.engine.checkpoint import find_checkpoint
 from motarfuse.engine.config import check_set_name
@@ -24,21 +24,13 @@ The numbers, the protocol behind them and the rank lists of 24 queries go to eva
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its latest checkpoint) or one")
+    add_checkpoint(parser)
     parser.add_argument("--data", required=True, metavar="PATH", help="dataset with a query and a gallery")
     parser.add_argument("--kind", default="auto", help="its layout: market1501, folder, csv or auto (default)")
     parser.add_argument("--name", default="test", help="name of the evaluation (default: test)")
     parser.add_argument("--metric", default="cosine", choices=("cosine", "euclidean"), help="default: cosine")
     parser.add_argument("--protocol", default="market1501", help="junk rule (default: market1501)")
-    parser.add_argument("--flip", action="store_true", help="average features of each image and its mirror image")
-    parser.add_argument(
-        "--batch-size", type=positive_integer, default=128, metavar="N", help="images a forward pass (default: 128)"
-    )
-    parser.add_argument(
-        "--workers", type=positive_integer, default=2, metavar="N", help="decoding threads (default: 2)"
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    add_encoding(parser)
     parser.add_argument("--out", metavar="RUN", help="folder for evaluations/NAME.json (default: the checkpoint's run)")
     parser.epilog = EXAMPLES
 
@@ -56,12 +48,8 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         protocol=args.protocol,
         metric=args.metric,
-        batch_size=args.batch_size,
-        flip=args.flip,
-        device=args.device,
-        precision=args.precision,
-        workers=args.workers,
         out=out,
+        **encoding(args),
     )
     console.console.print(evaluation_table([evaluation]))
     console.info(f"written to {out / 'evaluations' / f'{args.name}.json'}")

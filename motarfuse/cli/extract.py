@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from motarfuse import console
-from motarfuse.cli.arguments import positive_integer
+from motarfuse.cli.arguments import add_checkpoint, add_encoding, encoding
 from motarfuse.engine.extractor import FEATURES, TABLE, extract
 from motarfuse.engine.shards import merge_shards, shard_folder
 
@@ -24,7 +24,7 @@ and manifest.json. `motarfuse search` finds a query image in them.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its latest checkpoint) or one")
+    add_checkpoint(parser)
     parser.add_argument("source", metavar="SOURCE", help="folder of crops (subfolders too), CSV table, or dataset")
     parser.add_argument("out", metavar="OUT", help="folder to write; an earlier extraction there is replaced")
     parser.add_argument(
@@ -34,15 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="images: every image below SOURCE, without labels; auto (default): a dataset where one is recognised",
     )
     parser.add_argument("--split", choices=("train", "query", "gallery"), help="of a dataset (default: all three)")
-    parser.add_argument("--flip", action="store_true", help="average features of each image and its mirror image")
-    parser.add_argument(
-        "--batch-size", type=positive_integer, default=128, metavar="N", help="images a forward pass (default: 128)"
-    )
-    parser.add_argument(
-        "--workers", type=positive_integer, default=2, metavar="N", help="decoding threads (default: 2)"
-    )
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:N")
-    parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16", "fp16"), help="default: fp32")
+    add_encoding(parser)
     parser.add_argument(
         "--shard",
         type=_shard,
@@ -65,12 +57,8 @@ def run(args: argparse.Namespace) -> int:
         shard_folder(out, *args.shard) if args.shard else out,
         kind=args.kind,
         split=args.split,
-        batch_size=args.batch_size,
-        device=args.device,
-        precision=args.precision,
-        flip=args.flip,
-        workers=args.workers,
         shard=args.shard or (0, 1),
+        **encoding(args),
     )
     rate = result.count / max(result.seconds, 1e-9)
     console.info(f"{result.count:,} images in {result.seconds:.1f} s ({rate:,.0f} images/s)")
