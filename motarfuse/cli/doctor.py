@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
         torch, problem = doctor.import_torch()
         print(f"torch: {problem or torch.__version__}")
         for finding in doctor.native_findings():
-            print(
-                f"motarfuse.{finding.name}: {finding.detail}" if finding.ok else f"{finding.detail}; {finding.remedy}"
-            )
+            name = f"motarfuse.{finding.name}"
+            said = finding.detail if finding.detail.startswith(name) else f"{name}: {finding.detail}"
+            print(said if finding.ok else f"{said}; {finding.remedy}")
         return 0
     report = doctor.examine()
     if args.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
@@ -48,23 +49,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb = next((word for word in arguments if word in VERBS), None)
     try:
         args = build_parser(verb).parse_args(arguments)
-        return int(importlib.import_module(f"motarfuse.cli.{args.verb}").run(args))
+        status = int(importlib.import_module(f"motarfuse.cli.{args.verb}").run(args))
+        sys.stdout.flush()
+        return status
     except ImportError as error:
         name = (error.name or "").partition(".")[0]
         if name in ("", "motarfuse"):
             raise
         print(f"motarfuse {verb}: {name} cannot be imported ({error}); see motarfuse doctor", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        # The reader, `head` say, has seen enough. Python's own flush at exit must not fail on the closed pipe again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        _silence_output()
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # What writes files says which of them; this is the output itself, sent to a file.
+        _silence_output()
+        print(f"motarfuse {verb}: cannot write the output: {error.strerror}", file=sys.stderr)
+        return 2
     except MotarfuseError as error:
         print(f"motarfuse {verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"motarfuse {verb}: interrupted", file=sys.stderr)
         return 130
+
+
+def _silence_output() -> None:
+    """Python's own flush at exit must not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

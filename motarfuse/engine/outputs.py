@@ -108,11 +108,12 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     Write the files into the folder that is yielded with :func:`write_synced`. On an error it is deleted.
 
     Args:
-        path: The folder; an existing one of that name is replaced in the end.
+        path: The folder; an existing one of that name is replaced in the end. A link stays one: its target is replaced.
 
     Raises:
         OutputError: It cannot be written.
     """
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f"{PARTIAL}{path.name}-{os.getpid()}")
     with output_errors(path):
         try:

@@ -145,6 +145,15 @@ def test_brief_is_a_line_each(package: Path) -> None:
     assert [line.split(":")[0] for line in lines] == ["torch", "motarfuse._C is broken", "motarfuse._host is broken"]
 
 
+def test_brief_names_a_part_that_was_built_from_other_sources(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stale = doctor.Finding("_C", False, "loaded, but built from other sources than those in csrc", "run it")
+    monkeypatch.setattr(doctor, "native_findings", lambda: [stale])
+    assert main(["doctor", "--brief"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"motarfuse._C: {stale.detail}; run it"
+
+
 def test_an_unusable_preference_is_noted_and_not_fatal(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTARFUSE_BACKEND", "no-such-backend")
     report = broken_report(package)

@@ -49,6 +49,16 @@ def test_a_reader_that_stops_reading_is_no_traceback() -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", [["train", "--show-config"], ["doctor", "--brief"]])
+def test_output_to_a_full_disk_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "motarfuse", *arguments]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == f"motarfuse {arguments[0]}: cannot write the output: No space left on device\n"
+
+
 def test_the_demo_refuses_what_it_sets_itself_before_it_draws(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

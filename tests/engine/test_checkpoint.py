@@ -227,6 +227,18 @@ def test_an_atomic_folder_replaces_the_old_one_or_leaves_it(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_atomic_folder_behind_a_link_replaces_its_target(tmp_path: Path) -> None:
+    (tmp_path / "disk/real").mkdir(parents=True)
+    (tmp_path / "disk/real/a").write_text("1")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk/real")
+    with atomic_folder(link) as partial:
+        (partial / "b").write_text("2")
+    assert link.is_symlink()
+    assert [path.name for path in link.iterdir()] == ["b"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
+
+
 def test_json_refuses_nan_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})
