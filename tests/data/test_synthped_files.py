@@ -6,6 +6,12 @@ import errno
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +149,101 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
         path.write_bytes(b"image")
 
     monkeypatch.setattr(writer, "save_image", save)
-    with pytest.raises(OutputError, match="free some space"):
-        write_synthped(tmp_path / "set", SMALL)
+    monkeypatch.setattr(writer, "BLOCK", 24)  # the disk is full in each worker's first block
+    for workers in (1, 2):
+        calls.clear()
+        with pytest.raises(OutputError, match="free some space"):
+            write_synthped(tmp_path / "set", SMALL, workers=workers)
+        assert list(tmp_path.iterdir()) == []
+
+
+class _UnpicklableError(Exception):
+    def __init__(self) -> None:
+        super().__init__("of this kind")
+        self.function = lambda: None
+
+
+def test_an_error_of_a_worker_reaches_the_caller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(error: Exception) -> Callable[..., None]:
+        def save(*_: object) -> None:
+            raise error
+
+        return save
+
+    monkeypatch.setattr(writer, "BLOCK", 5)
+    for error, kind in ((ValueError("of this kind"), ValueError), (_UnpicklableError(), RuntimeError)):
+        monkeypatch.setattr(writer, "save_image", failing(error))
+        with pytest.raises(kind, match="of this kind"):
+            write_synthped(tmp_path / "set", SMALL, workers=2)
+        assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def drawing(root: Path) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """``motarfuse data synth`` at work in a session of its own, and its two workers."""
+    command = [sys.executable, "-m", "motarfuse", "data", "synth", str(root), "train_ids=2000"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(workers := [int(word) for word in children.read_text().split()]) < 2:
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        yield process, workers
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def assert_gone(workers: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(_alive(worker) for worker in workers):
+        assert time.monotonic() < deadline, f"{workers} are still there"
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="no /proc that lists processes")
+
+
+@needs_proc
+@pytest.mark.parametrize("times", [1, 3])
+def test_interrupts_end_it_and_its_workers_and_leave_nothing(tmp_path: Path, times: int) -> None:
+    with drawing(tmp_path / "set") as (process, workers):
+        for _ in range(times):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.05)
+        assert process.wait(20) in (130, -signal.SIGINT)
+        assert_gone(workers)
+        if times == 1:
+            assert process.returncode == 130
+            assert list(tmp_path.iterdir()) == []
+
+
+@needs_proc
+def test_a_killed_worker_is_an_error_and_ends_the_other(tmp_path: Path) -> None:
+    with drawing(tmp_path / "set") as (process, workers):
+        os.kill(workers[0], signal.SIGKILL)
+        _, message = process.communicate(timeout=20)
+        assert process.returncode == 2
+        assert "was killed; is there enough memory?" in message
+        assert_gone(workers)
     assert list(tmp_path.iterdir()) == []
+
+
+@needs_proc
+def test_workers_go_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    with drawing(tmp_path / "set") as (process, workers):
+        process.kill()
+        assert_gone(workers)
+    assert not (tmp_path / "set").exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")

@@ -14,11 +14,12 @@ import sys
 import uuid
 import warnings
 import zipfile
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -201,12 +202,14 @@ def _write_all(
     if ground_truth:
         (root / "ground_truth").mkdir()
     drawn: dict[str, list[SynthPedImages]] = {name: [] for name in homes}
-    for block, images in track(_drawn(blocks, workers), "drawing SynthPed", total=len(blocks)):
-        if not ground_truth:
-            continue
-        drawn[block.name].append(images)
-        if sum(len(part) for part in drawn[block.name]) == len(names[block.name]):
-            _write_truth(root / "ground_truth" / f"{block.name}.npz", names[block.name], drawn.pop(block.name))
+    # Closed before anybody removes the folder, so that no worker still writes into it.
+    with closing(_drawn(blocks, workers)) as results:
+        for block, images in track(results, "drawing SynthPed", total=len(blocks)):
+            if not ground_truth:
+                continue
+            drawn[block.name].append(images)
+            if sum(len(part) for part in drawn[block.name]) == len(names[block.name]):
+                _write_truth(root / "ground_truth" / f"{block.name}.npz", names[block.name], drawn.pop(block.name))
     for name, target in links:
         for file_name in names[name]:
             _link(homes[name] / file_name, target / file_name)
@@ -233,45 +236,91 @@ class _Block:
         return images.without_pixels()
 
 
-def _drawn(blocks: Sequence[_Block], workers: int) -> Iterator[tuple[_Block, SynthPedImages]]:
-    """Draws the blocks and yields them in their order."""
-    if workers == 1 or len(blocks) <= 1:
+def _drawn(blocks: Sequence[_Block], workers: int) -> Generator[tuple[_Block, SynthPedImages], None, None]:
+    """Draws the blocks and yields them in their order: by processes where they can be forked.
+
+    As threads, workers would hand the interpreter's lock back and forth and be no faster than one.
+    """
+    workers = min(workers, len(blocks))
+    if workers <= 1:
         yield from ((block, block.draw()) for block in blocks)
-        return
-    with _pool(min(workers, len(blocks))) as pool:
-        waiting: list[Future[SynthPedImages]] = []
-        try:
+    elif sys.platform.startswith("linux"):
+        yield from zip(blocks, _by_processes(blocks, workers), strict=True)
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            yield from zip(blocks, pool.map(_Block.draw, blocks), strict=True)
+
+
+def _by_processes(blocks: Sequence[_Block], workers: int) -> Iterator[SynthPedImages]:
+    """What the blocks' ``draw`` returns, in their order; worker k draws the blocks k, k + workers, ...
+
+    Whatever ends this early, an interrupt or the reader, ends the workers at once.
+    """
+    context = multiprocessing.get_context("fork")
+    processes = []
+    open_ends = []
+    try:
+        for k in range(workers):
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_draw_all, args=(blocks[k::workers], sender), daemon=True)
             with warnings.catch_warnings():
-                # Python 3.12 warns of a fork beside other threads. A worker calls numpy, Pillow and the rasteriser;
-                # none of them waits for a thread of its parent.
+                # Python 3.12 warns of a fork beside other threads. A worker calls numpy, Pillow and the rasteriser,
+                # none of which waits for a thread of its parent.
                 warnings.simplefilter("ignore", DeprecationWarning)
-                waiting += [pool.submit(block.draw) for block in blocks]
-            for block, future in zip(blocks, waiting, strict=True):
-                yield block, future.result()
-        except BrokenProcessPool:
-            raise OutputError("a process that draws SynthPed was killed; is there enough memory?") from None
-        finally:
-            for future in waiting:
-                future.cancel()
+                process.start()
+            processes.append(process)
+            sender.close()  # the worker's copy is the only one, so that its end is seen here
+            open_ends.append(receiver)
+        arrived: list[deque[SynthPedImages]] = [deque() for _ in processes]
+        numbers = {receiver: k for k, receiver in enumerate(open_ends)}
+        for i in range(len(blocks)):
+            while not arrived[i % workers]:
+                ready = connection.wait(open_ends)
+                for receiver in [end for end in open_ends if end in ready]:
+                    result = _received(receiver)
+                    if result is None:
+                        open_ends.remove(receiver)
+                    else:
+                        arrived[numbers[receiver]].append(result)
+            yield arrived[i % workers].popleft()
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
 
 
-def _pool(workers: int) -> Executor:
-    """Processes where they can be forked; threads, which take turns at laying out scenes, elsewhere."""
-    if not sys.platform.startswith("linux"):
-        return ThreadPoolExecutor(workers)
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _prepare_worker)
+def _received(receiver: connection.Connection) -> SynthPedImages | None:
+    """A worker's next result, None behind its last."""
+    try:
+        result = receiver.recv()
+    except EOFError:
+        raise OutputError("a process that draws SynthPed was killed; is there enough memory?") from None
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
-def _prepare_worker() -> None:
-    """Leaves an interrupt to the parent, goes when the parent is killed, and keeps freed memory for the next block."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.disable()  # a worker draws and ends, and what it draws has no cycles
+def _draw_all(blocks: Sequence[_Block], sender: connection.Connection) -> None:
+    """The work of one process: sends each block's result, then None, or the exception that stopped it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Every block needs the same 100 MB again; fetching and clearing its pages anew took a quarter of the time.
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a worker goes with a parent that is killed
     if hasattr(libc, "mallopt"):
+        # Every block needs the same 100 MB again; fetching and clearing their pages anew takes time.
         libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
+    gc.disable()  # a worker draws and ends, and what it draws has no cycles
+    try:
+        for block in blocks:
+            sender.send(block.draw())
+        sender.send(None)
+    except BrokenPipeError:
+        pass  # nobody reads any more
+    except Exception as error:  # noqa: BLE001 (the parent raises it)
+        try:
+            sender.send(error)
+        except Exception:  # noqa: BLE001 (it cannot be pickled)
+            sender.send(RuntimeError(f"{type(error).__name__}: {error}"))
 
 
 def save_image(pixels: np.ndarray, path: Path) -> None:
