@@ -111,13 +111,18 @@ def _system() -> list[Finding]:
         Finding(
             "python", supported, f"{platform.python_version()} at {sys.executable}", "install Python 3.10 or later"
         ),
-        Finding("machine", True, f"{platform.system()} {platform.machine()}, {_build.cores()} cores, {_memory()}"),
+        Finding("machine", True, f"{platform.system()} {platform.machine()}, {_cores()}, {_memory()}"),
         Finding(
             "test data",
             True if data.is_dir() else None,
             str(data) if data.is_dir() else "none; tests of real pictures are skipped (set MOTARFUSE_TEST_DATA)",
         ),
     ]
+
+
+def _cores() -> str:
+    number = _build.cores()
+    return f"{number} core" if number == 1 else f"{number} cores"
 
 
 def _memory() -> str:

@@ -89,7 +89,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     synth.add_argument("out", metavar="OUT", type=Path, help="the folder to create")
-    synth.add_argument("settings", metavar="key=value", nargs="*", help="a setting of the list below")
+    synth.add_argument("settings", metavar="key=value", nargs="*", default=[], help="a setting of the list below")
     synth.add_argument(
         "--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="what to write (default: all three)"
     )

@@ -24,10 +24,25 @@ VERBS = {
     "doctor": "what works here, what does not, why, and what to do",
 }
 
+EPILOG = """
+examples:
+  motarfuse demo                                the whole job on drawn people
+  motarfuse extract runs/demo/run crops/ features/
+  motarfuse search somebody.jpg features/       the most similar crops
+  motarfuse VERB --help                         explains a verb, with examples
+"""
+# What takes long and can be given again after an interrupt.
+RESUMED = ("demo", "train")
+
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:
     """The argument parser; only ``verb``'s own arguments are declared, so that other verbs' imports cannot fail it."""
-    parser = argparse.ArgumentParser(prog="motarfuse", description="Person re-identification with motion-aware fusion.")
+    parser = argparse.ArgumentParser(
+        prog="motarfuse",
+        description="Person re-identification with motion-aware fusion.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"motarfuse {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, summary in VERBS.items():
@@ -72,7 +87,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"motarfuse {verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"motarfuse {verb}: interrupted", file=sys.stderr)
+        hint = "; the same command goes on from the last checkpoint" if verb in RESUMED else ""
+        print(f"motarfuse {verb}: interrupted{hint}", file=sys.stderr)
         return 130
 
 

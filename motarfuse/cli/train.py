@@ -15,7 +15,7 @@ from motarfuse.engine.trainer import train
 
 EXAMPLES = """
 examples:
-  motarfuse train --config configs/synthped_nano.yaml data.root=synthped/holistic output.run_dir=runs/first
+  motarfuse train --config configs/synthped_nano.yaml output.run_dir=runs/first
   motarfuse train data.root=path/to/dataset model.size=tiny train.steps=600 optim.lr=1e-3
   motarfuse train --config configs/market1501.yaml --show-config
 

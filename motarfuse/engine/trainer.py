@@ -125,7 +125,12 @@ def evaluation_datasets(config: Config, dataset: ReIDDataset[ImageRecord]) -> di
     Raises:
         DataError: One of them cannot be evaluated.
     """
-    found = {name: load_dataset(root) for name, root in config.evaluation.sets.items()}
+    found = {}
+    for name, root in config.evaluation.sets.items():
+        try:
+            found[name] = load_dataset(root)
+        except DataError as error:
+            raise DataError(f"evaluation.sets, {name}: {error}") from error
     if not found and dataset.query and dataset.gallery:
         found = {"test": dataset}
     if not found:

@@ -49,6 +49,26 @@ def test_a_reader_that_stops_reading_is_no_traceback() -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_only_what_is_required_is_said_to_be_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "synth"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.endswith("the following arguments are required: OUT\n")
+
+
+def test_an_interrupted_training_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("motarfuse.cli.train.load_config", interrupted)
+    assert main(["train"]) == 130
+    assert (
+        capsys.readouterr().err == "motarfuse train: interrupted; the same command goes on from the last checkpoint\n"
+    )
+
+
 @pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
 @pytest.mark.parametrize("arguments", [["train", "--show-config"], ["doctor", "--brief"]])
 def test_output_to_a_full_disk_is_one_line(arguments: list[str]) -> None:

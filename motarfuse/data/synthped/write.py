@@ -124,7 +124,7 @@ def _check_target(root: Path, overwrite: bool) -> None:
         if not any(root.iterdir()):
             return
     if not overwrite:
-        raise OutputError(f"{root} is not empty; name another folder, or ask to overwrite it")
+        raise OutputError(f"{root} is not empty; name another folder, or overwrite it (overwrite=True, --overwrite)")
     if not _is_benchmark(root):
         raise OutputError(
             f"{root} holds something that is not a SynthPed benchmark and is not overwritten; name another folder"
