@@ -277,6 +277,8 @@ class _Library:
         staged = target.with_name(f".{target.name}.{os.getpid()}")
         shutil.copyfile(folder / self.filename, staged)
         staged.chmod(0o755)
+        with staged.open("rb") as file:
+            os.fsync(file.fileno())  # a library of the right length without its contents would end the process
         staged.replace(target)
         return target
 

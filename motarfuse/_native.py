@@ -140,6 +140,8 @@ def _load_host() -> _Part:
         spec.loader.exec_module(module)
     except ImportError as error:
         return _Part(False, path, f"motarfuse._host does not load: {error}; {REBUILD}")
+    if not hasattr(module, "build_info"):
+        return _Part(False, path, f"motarfuse._host is broken: it is another module; {REBUILD}")
     sys.modules["motarfuse._host"] = module
     return _Part(True, path, module=module, info=dict(module.build_info()))
 
@@ -180,9 +182,12 @@ def _file_problem(path: Path) -> str:
 
     The dynamic linker maps a truncated library and dies by a signal where its end is missing; no `except` catches that.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header = file.read(64)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            header = file.read(64)
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
     if not sys.platform.startswith("linux"):
         return "" if size else "the file is empty"
     if size == 0:

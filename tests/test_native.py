@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -115,6 +116,21 @@ def test_a_missing_symbol(package: Path) -> None:
 def test_a_host_module_that_is_no_python_module(package: Path) -> None:
     compile_library("int nothing(void) { return 0; }", package / LIBRARIES[1])
     assert "motarfuse._host does not load: " in str(status(package)["host_error"])
+
+
+@linux_only
+def test_a_host_module_that_is_another_one(package: Path) -> None:
+    source = """
+        #include <Python.h>
+        static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_host", 0, -1, 0, 0, 0, 0, 0};
+        PyMODINIT_FUNC PyInit__host(void) { return PyModule_Create(&definition); }
+    """
+    compile_library(source, package / LIBRARIES[1], "-I", sysconfig.get_path("include"))
+    assert status(package)["host_error"] == "motarfuse._host is broken: it is another module; run `motarfuse build`"
+
+
+def test_a_library_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    assert "it cannot be read (" in _native._file_problem(tmp_path / "gone.so")
 
 
 @linux_only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 from motarfuse import console
@@ -15,7 +16,7 @@ from motarfuse.engine.outputs import make_folder
 
 EXAMPLES = """
 examples:
-  motarfuse evaluate runs/first --data synthped/occluded --name occluded
+  motarfuse evaluate runs/first --data data/synthped/occluded
   motarfuse evaluate runs/first/checkpoints/step-00000300 --data Market-1501-v15.09.15 --kind market1501 --flip
 
 The numbers, the protocol behind them and the rank lists of 24 queries go to evaluations/NAME.json of the run, where
@@ -27,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument("--data", required=True, metavar="PATH", help="dataset with a query and a gallery")
     parser.add_argument("--kind", default="auto", help="its layout: market1501, folder, csv or auto (default)")
-    parser.add_argument("--name", default="test", help="name of the evaluation (default: test)")
+    parser.add_argument("--name", help="name of the evaluation (default: that of the dataset's folder or table)")
     parser.add_argument("--metric", default="cosine", choices=("cosine", "euclidean"), help="default: cosine")
     parser.add_argument("--protocol", default="market1501", help="junk rule (default: market1501)")
     add_encoding(parser)
@@ -36,7 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_set_name("--name", args.name)
+    name = args.name or _name_of(Path(args.data).resolve())
+    check_set_name("--name", name)
     folder = find_checkpoint(args.checkpoint)
     # <run>/checkpoints/step-...: a checkpoint that was copied elsewhere gets its evaluations beside itself.
     out = Path(args.out) if args.out else folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
@@ -45,12 +47,18 @@ def run(args: argparse.Namespace) -> int:
         folder,
         args.data,
         kind=args.kind,
-        name=args.name,
+        name=name,
         protocol=args.protocol,
         metric=args.metric,
         out=out,
         **encoding(args),
     )
     console.console.print(evaluation_table([evaluation]))
-    console.info(f"written to {out / 'evaluations' / f'{args.name}.json'}")
+    console.info(f"written to {out / 'evaluations' / f'{name}.json'}")
     return 0
+
+
+def _name_of(data: Path) -> str:
+    """A dataset's name as a file's."""
+    name = data.stem if data.suffix == ".csv" else data.name
+    return re.sub(r"[^\w.-]", "_", name).lstrip(".") or "test"

@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 on success, 2 for an error that the user can mend (printed as one line), 130 when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        # As after an interrupt, nothing half-written is left.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     verb = next((word for word in arguments if word in VERBS), None)
     try:
         args = build_parser(verb).parse_args(arguments)

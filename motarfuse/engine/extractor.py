@@ -179,7 +179,7 @@ def extract(
     model, metadata = load_model(folder, device=target)
     root = Path(source).expanduser()
     out = Path(out)
-    _check_replaceable(out)
+    check_replaceable(out)
     records = source_records(root, kind, split)
     part, parts = shard
     if not 0 <= part < parts:
@@ -230,10 +230,13 @@ def extract(
     return ExtractResult(out, len(kept), skipped, seconds)
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
     """Refuses to replace a folder that is no extraction: it may hold somebody's images."""
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise DataError(f"{out} holds other files and no extraction; choose another folder for the features")
+    if out.is_dir() and {path.name for path in out.iterdir()} not in (set(), {FEATURES, TABLE, MANIFEST}):
+        raise DataError(
+            f"{out} holds other files than an extraction's ({FEATURES}, {TABLE}, {MANIFEST}) and is not replaced; "
+            "choose another folder for the features"
+        )
 
 
 def _relative(path: Path, base: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from motarfuse.engine.extractor import FEATURES, MANIFEST, TABLE, ExtractResult, table_bytes
+from motarfuse.engine.extractor import FEATURES, MANIFEST, TABLE, ExtractResult, check_replaceable, table_bytes
 from motarfuse.engine.outputs import atomic_folder, tensor_bytes, write_json, write_synced
 from motarfuse.errors import CheckpointError, DataError
 from motarfuse.models.pretrained import read_tensors
@@ -76,8 +76,7 @@ def merge_shards(out: str | Path) -> ExtractResult:
         "num_skipped": len(skipped),
         "skipped": skipped,
     }
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise DataError(f"{out} holds other files and no extraction; choose another folder for the features")
+    check_replaceable(out)
     with atomic_folder(out) as partial:
         write_synced(partial / FEATURES, tensor_bytes({"feature": torch.cat(features)}))
         write_synced(partial / TABLE, table_bytes(lines))

@@ -247,10 +247,11 @@ class Trainer:
                 if settings.checkpoint_every and self.step % settings.checkpoint_every == 0:
                     self._save()
                     saved = self.step
-        if any(self._evaluated_step(subject) != self.step for subject in self.evaluation_sets):
-            self._evaluate()
+        # Saved first: an evaluation that fails costs no training.
         if saved != self.step:
             self._save()
+        if any(self._evaluated_step(subject) != self.step for subject in self.evaluation_sets):
+            self._evaluate()
         checkpoint = list_checkpoints(self.run_dir / CHECKPOINTS)[-1]
         return TrainResult(self.run_dir, checkpoint, self.step, dict(self.evaluations))
 

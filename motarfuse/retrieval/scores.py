@@ -21,6 +21,7 @@ FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MIN_BLOCK = 8
 # 32 MiB of scores: large enough for the matrix product to run at full rate, small beside the features themselves.
 BLOCK_BYTES = 32 << 20
+_HASHED_ROWS = 4096
 
 
 @contextmanager
@@ -88,6 +89,25 @@ def unit_rows(features: Tensor) -> Tensor:
     return scaled / torch.where(norm > 0, norm, 1.0)
 
 
+def later_copies(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that equal an earlier one, and the first row that each equals: two index tensors of one length.
+
+    Rows are compared by a 64-bit hash first, so that the cost is one pass over them and a sort of the hashes.
+    """
+    integers = torch.int64 if rows.dtype == torch.float64 else torch.int32
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator).to(rows.device) | 1
+    # Adding 0 turns -0 into 0, which are equal; products wrap around, which is what a hash wants.
+    parts = [((part + 0.0).view(integers).long() * factors).sum(1) for part in rows.contiguous().split(_HASHED_ROWS)]
+    order = torch.cat(parts).argsort(stable=True)
+    hashes = torch.cat(parts)[order]
+    starts = torch.cat((hashes.new_ones(1, dtype=torch.bool), hashes[1:] != hashes[:-1]))
+    first = order[starts][starts.cumsum(0) - 1]
+    later, first = order[~starts], first[~starts]
+    same = (rows[later] == rows[first]).all(dim=1)
+    return later[same], first[same]
+
+
 class ScoreBlocks:
     """Scores of query rows against the whole gallery, larger is better.
 
@@ -96,8 +116,8 @@ class ScoreBlocks:
     origin; rounded to fp32 for half and single features. Its error stays below 1e-7 max(|q|, |g|): the resolution of
     an fp32 input.
 
-    Equal gallery rows get equal scores, bit for bit. The features are converted once (one copy of each); a block holds
-    ``block`` x gallery scores.
+    Equal gallery rows get equal scores, bit for bit, whatever the library's products depend on. The features are
+    converted once (one copy of each); a block holds ``block`` x gallery scores.
 
     Args:
         query: (Q, d) features.
@@ -146,6 +166,7 @@ class ScoreBlocks:
                         "query or gallery: squared lengths overflow double precision; scale the features down"
                     )
         automatic = BLOCK_BYTES // (len(self._gallery) * product_dtype.itemsize)
+        self._copies: tuple[Tensor, Tensor] | None = None
         self.rows = min(len(self._query), block if block is not None else max(MIN_BLOCK, automatic))
 
     def select_gallery(self, kept: Tensor) -> None:
@@ -154,6 +175,7 @@ class ScoreBlocks:
             return
         kept = kept.to(self.device)
         self._gallery = self._gallery[kept]
+        self._copies = None
         if self.metric == "euclidean":
             self._gallery_squares = self._gallery_squares[kept]
 
@@ -170,6 +192,11 @@ class ScoreBlocks:
             query = torch.cat([query, query.new_zeros(MIN_BLOCK - count, self.width)])
         with exact_products(self.device):
             product = (query @ self._gallery.T)[:count]
+            if self._copies is None:
+                self._copies = later_copies(self._gallery)
+            later, first = self._copies
+            if len(later):
+                product[:, later] = product[:, first]
             if self.metric == "cosine":
                 return product
             squares = product.mul_(-2).add_(self._query_squares[rows.to(self.device)]).add_(self._gallery_squares)

@@ -58,7 +58,9 @@ def test_errors_are_one_line_and_exit_status_2(
         ("train", "optim.lrr=1"): "did you mean optim.lr?",
         ("train", "--config", str(tmp_path / "none.yaml")): "cannot read the config",
         ("train",): "data.root is not set",
-        ("train", f"data.root={people}", "evaluation.sets={far: /no/such}"): "evaluation.sets, far: /no/such: no such",
+        ("train", *overrides(people, tmp_path / "run"), "evaluation.sets={far: /no/such}"): (
+            "evaluation.sets, far: /no/such: no such"
+        ),
         ("evaluate", str(tmp_path), "--data", str(people)): "holds no checkpoint",
         ("extract", str(tmp_path), str(people), str(tmp_path / "out")): "holds no checkpoint",
     }

@@ -150,7 +150,11 @@ def test_encode_gives_the_model_back_in_its_mode(checkpoint: Path, people: Path)
 def test_other_files_are_never_replaced(checkpoint: Path, people: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious.txt").write_text("x")
-    with pytest.raises(DataError, match="holds other files and no extraction"):
+    with pytest.raises(DataError, match="holds other files than an extraction's"):
+        extract(checkpoint, people, tmp_path / "out", device="cpu")
+    # Datasets and web pages have a manifest.json of their own.
+    (tmp_path / "out/manifest.json").write_text("{}")
+    with pytest.raises(DataError, match="is not replaced"):
         extract(checkpoint, people, tmp_path / "out", device="cpu")
     assert (tmp_path / "out/precious.txt").read_text() == "x"
     with pytest.raises(OutputError, match="a file"):

@@ -151,6 +151,23 @@ def test_a_run_killed_twice_ends_bit_for_bit_as_the_uninterrupted_one(people: Pa
     assert steps == [*range(3, 25, 3)]
 
 
+def test_an_evaluation_that_fails_costs_no_training(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("none of the images can be read")
+
+    config = small_config(people, tmp_path / "run", "train.steps=2")
+    with monkeypatch.context() as broken:
+        broken.setattr("motarfuse.engine.trainer.evaluate_model", fail)
+        with pytest.raises(DataError, match="none of the images"):
+            train(config)
+    assert [path.name for path in list_checkpoints(tmp_path / "run/checkpoints")] == ["step-00000002"]
+    result = train(config)
+    assert result.step == 2
+    assert set(result.evaluations) == {"test"}
+
+
 def test_a_finished_run_is_not_trained_again(people: Path, tmp_path: Path) -> None:
     config = small_config(people, tmp_path / "run", "train.steps=2")
     first = train(config)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motarfuse.retrieval import PROTOCOLS, EvaluationResult, Protocol, evaluate
-from motarfuse.retrieval.scores import BLOCK_BYTES, METRICS, MIN_BLOCK, ScoreBlocks
+from motarfuse.retrieval.scores import BLOCK_BYTES, METRICS, MIN_BLOCK, ScoreBlocks, later_copies
 from tests.retrieval import oracle
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -122,6 +122,33 @@ def test_copies_of_one_feature_tie_wherever_they_stand(
     for _, scores in blocks.blocks():
         repeated = scores.view(len(scores), copies, 13)
         assert torch.equal(repeated, repeated[:, :1].expand_as(repeated))
+
+
+def test_copies_are_found_wherever_they_stand() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64):
+        rows = torch.randn(9000, 5, generator=generator, dtype=dtype)
+        rows[8999] = rows[17]
+        rows[4100] = rows[17]
+        rows[30] = 0
+        rows[31] = -torch.zeros(5)
+        later, first = later_copies(rows)
+        assert dict(zip(later.tolist(), first.tolist(), strict=True)) == {8999: 17, 4100: 17, 31: 30}
+    assert [len(indices) for indices in later_copies(torch.zeros(1, 3))] == [0, 0]
+
+
+def test_ties_do_not_depend_on_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some products differ in the last bit with a row's place; here all do."""
+    gallery = torch.randn(13, 7).repeat(3, 1)
+    blocks = ScoreBlocks(torch.randn(9, 7), gallery)
+    (later, first), place = later_copies(blocks._gallery), torch.arange(39.0)
+    assert len(later) == 26
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: product(a, b) + 1e-6 * place)
+    (scores,) = (scores for _, scores in blocks.blocks())
+    monkeypatch.undo()
+    assert torch.equal(scores[:, later], scores[:, first])
+    assert not torch.equal(scores[:, 0], scores[:, 1])
 
 
 def test_a_collapsed_model_is_ranked_by_index_alone() -> None:

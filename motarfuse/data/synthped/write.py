@@ -8,6 +8,7 @@ import gc
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import sys
@@ -318,9 +319,10 @@ def _draw_all(blocks: Sequence[_Block], sender: connection.Connection) -> None:
         pass  # nobody reads any more
     except Exception as error:  # noqa: BLE001 (the parent raises it)
         try:
-            sender.send(error)
-        except Exception:  # noqa: BLE001 (it cannot be pickled)
-            sender.send(RuntimeError(f"{type(error).__name__}: {error}"))
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 (whatever the exception's own methods raise)
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        sender.send(error)
 
 
 def save_image(pixels: np.ndarray, path: Path) -> None:
