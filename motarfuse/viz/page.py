@@ -119,8 +119,10 @@ th, td { text-align: left; vertical-align: top; padding: 7px 16px 7px 0; border-
 th { font-weight: 500; color: var(--soft); width: 34%; min-width: 8em; }
 caption { text-align: left; font-weight: 600; font-size: .95rem; padding-bottom: 8px; }
 .values { font-variant-numeric: tabular-nums; }
-.values :is(th, td) { overflow-wrap: normal; white-space: nowrap; }
-.values th[scope=col] { width: auto; min-width: 0; }
+.values :is(td, th[scope=row]) { white-space: nowrap; }
+.values :is(th, td) { padding-right: 10px; }
+.values th { width: auto; min-width: 0; }
+.values th[scope=col] { min-width: 4.6em; }
 .values tbody tr:last-child > * { border-bottom: 0; }
 details { border: 1px solid var(--rule); border-radius: 8px; background: var(--card); margin-top: 14px; }
 summary { cursor: pointer; padding: 12px 18px; font-weight: 600; overflow-wrap: anywhere; }
