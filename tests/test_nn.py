@@ -120,7 +120,7 @@ def test_triplet_refuses_what_it_does_not_know(arguments: dict, message: str) ->
 
 
 def test_triplet_refuses_labels_of_another_length() -> None:
-    with pytest.raises(ValueError, match=r"\(4, 3\) and \(5,\)"):
+    with pytest.raises(ValueError, match=r"labels must be \(B,\) = \(4,\) to fit features; got shape \(5,\)"):
         TripletLoss()(torch.zeros(4, 3), torch.zeros(5, dtype=torch.int64))
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-METRICS = ("euclidean", "cosine")
-
-# Below this squared distance the square root's gradient, 1 / (2 d), is taken as zero instead of growing without bound.
-_MIN_SQUARED_DISTANCE = 1e-12
+from motarfuse.ops import batch_hard_triplet, linear_cross_entropy
+from motarfuse.ops.batch_hard_triplet import METRICS
 
 
 class IdLoss(nn.Module):
@@ -23,8 +20,7 @@ class IdLoss(nn.Module):
         label_smoothing: e in [0, 1).
         ignore_index: A label that is left out; a batch of such labels alone gives 0 with zero gradients.
 
-    Shapes: features (B, D), labels (B,) integers in [0, C) -> scalar. Half features are multiplied as they are, the
-    cross entropy is taken in fp32.
+    Shapes: features (B, D), labels (B,) integers in [0, C) -> scalar. Computed in fp32 from half features.
 
     Source: Szegedy et al. 2016 (smoothing); Luo et al. 2019 (bias-free, normal initialisation with deviation 0.001).
     """
@@ -45,13 +41,9 @@ class IdLoss(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
         """Args: features (B, D); labels (B,) integers. Returns the mean loss, a scalar (fp32, or fp64 for fp64)."""
-        logits = F.linear(features, self.weight)
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        total = F.cross_entropy(
-            logits, labels, label_smoothing=self.label_smoothing, ignore_index=self.ignore_index, reduction="sum"
+        return linear_cross_entropy(
+            features, self.weight, labels, label_smoothing=self.label_smoothing, ignore_index=self.ignore_index
         )
-        return total / (labels != self.ignore_index).sum().clamp(min=1)
 
     def extra_repr(self) -> str:
         classes, dim = self.weight.shape
@@ -99,43 +91,10 @@ class TripletLoss(nn.Module):
         Raises:
             ValueError: Shapes that do not fit each other.
         """
-        if features.ndim != 2 or labels.shape != features.shape[:1]:
-            raise ValueError(
-                f"features must be (B, D) and labels (B,), got {tuple(features.shape)} and {tuple(labels.shape)}"
-            )
-        if features.shape[0] == 0:
-            self.skipped = torch.zeros((), dtype=torch.int64, device=features.device)
-            return features.float().sum()
-        # autocast would take the products of distances in half precision, whose squares overflow beyond 65,504.
-        with torch.autocast(features.device.type, enabled=False):
-            if features.dtype in (torch.float16, torch.bfloat16):
-                features = features.float()
-            if self.metric == "cosine":
-                features = F.normalize(features, dim=1)
-            positive, negative, valid = self._mine(features.detach(), labels)
-            gap = self._distance(features, features[positive]) - self._distance(features, features[negative])
-            terms = F.softplus(gap) if self.margin is None else F.relu(gap + self.margin)
-            self.skipped = (~valid).sum()
-            return torch.where(valid, terms, 0).sum() / valid.sum().clamp(min=1)
-
-    def _mine(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Indices (B,) of the hardest positive and negative of each anchor, and which anchors have both."""
-        if self.metric == "cosine":
-            distance = 1 - features @ features.T
-        else:
-            # Differences, not |a|^2 + |b|^2 - 2ab, which cancels for near duplicates and breaks their ties by rounding.
-            distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-        same = labels[:, None] == labels[None, :]
-        is_positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-        positive = distance.masked_fill(~is_positive, -torch.inf).argmax(1)
-        negative = distance.masked_fill(same, torch.inf).argmin(1)
-        return positive, negative, is_positive.any(1) & ~same.all(1)
-
-    def _distance(self, anchors: Tensor, others: Tensor) -> Tensor:
-        """Distances (B,) between rows."""
-        if self.metric == "cosine":
-            return 1 - (anchors * others).sum(1)
-        return (anchors - others).square().sum(1).clamp(min=_MIN_SQUARED_DISTANCE).sqrt()
+        loss = batch_hard_triplet(features, labels, margin=self.margin, metric=self.metric)
+        same = labels[:, None] == labels
+        self.skipped = ((same.sum(1) < 2) | same.all(1)).sum()
+        return loss
 
     def extra_repr(self) -> str:
         return f"margin={'soft' if self.margin is None else format(self.margin, 'g')}, metric={self.metric}"

@@ -17,6 +17,7 @@ import torch
 from motarfuse.errors import ConfigError
 
 AUTO = "auto"
+REFERENCE = "reference"
 ENVIRONMENT_VARIABLE = "MOTARFUSE_BACKEND"
 
 
@@ -135,8 +136,9 @@ def operators() -> dict[str, Operator]:
 
 
 def known_backends() -> list[str]:
-    """The names that ``use_backend`` and ``MOTARFUSE_BACKEND`` take, in order of first use, ``auto`` first."""
-    return [AUTO, *dict.fromkeys(name for operator in _OPERATORS.values() for name in operator.backends)]
+    """The names that ``use_backend`` and ``MOTARFUSE_BACKEND`` take: ``auto``, the kernels', ``reference``."""
+    names = dict.fromkeys(name for operator in _OPERATORS.values() for name in operator.backends)
+    return [AUTO, *sorted(names, key=lambda name: name == REFERENCE)]
 
 
 class _Preference(threading.local):

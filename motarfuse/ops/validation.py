@@ -12,6 +12,7 @@ import torch
 
 HALF_DTYPES = (torch.float16, torch.bfloat16)
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGER_DTYPES = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> None:
@@ -27,7 +28,7 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DT
 
 def check_rank(name: str, tensor: torch.Tensor, layout: str) -> None:
     """Raises ValueError unless ``tensor`` has as many dimensions as ``layout`` names, e.g. ``"(B, K, N)"``."""
-    rank = layout.count(",") + 1
+    rank = len([axis for axis in layout.strip("()").split(",") if axis.strip()])
     if tensor.dim() != rank:
         raise ValueError(f"{name} must be {layout}, {rank} dimensions; got {tensor.dim()}, shape {tuple(tensor.shape)}")
 
@@ -40,6 +41,37 @@ def check_shape(name: str, tensor: torch.Tensor, layout: str, shape: Sequence[in
             raise ValueError(
                 f"{name} must be {layout} = {tuple(shape)} to fit {given_by}; got shape {tuple(tensor.shape)}"
             )
+
+
+def check_precisions(tensors: Mapping[str, torch.Tensor | None]) -> None:
+    """Raises TypeError where float64 stands beside another dtype; half types and float32 may be mixed."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    if len({tensor.dtype == torch.float64 for tensor in given.values()}) > 1:
+        listed = ", ".join(f"{name} {dtype_name(tensor.dtype)}" for name, tensor in given.items())
+        raise TypeError(f"float64 cannot be mixed with other dtypes; got {listed}")
+
+
+def check_same_dtype(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raises TypeError unless all tensors have the first one's dtype."""
+    (first_name, first), *others = tensors.items()
+    for name, tensor in others:
+        if tensor.dtype != first.dtype:
+            raise TypeError(
+                f"{name} has dtype {dtype_name(tensor.dtype)} beside {first_name} of {dtype_name(first.dtype)}; "
+                "supported: the same dtype"
+            )
+
+
+def check_labels(name: str, labels: Any, batch: int, given_by: str) -> None:
+    """Raises unless ``labels`` is a (B,) tensor of integers; their values are not looked at, which would wait."""
+    check_tensor(name, labels, INTEGER_DTYPES)
+    check_shape(name, labels, "(B,)", (batch,), given_by)
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def check_same_device(tensors: Mapping[str, torch.Tensor | None]) -> None:
@@ -83,17 +115,35 @@ def check_positive(name: str, value: Any) -> Any:
         TypeError: Not a Python number (a tensor would have to be read back from its device).
         ValueError: Zero, negative, infinite or NaN.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name} must be a Python number, got {type(value).__name__}")
+    _check_is_number(name, value)
     # A comparison with NaN is false, and so it is refused here too.
     if not 0.0 < value < float("inf"):
         raise ValueError(f"{name} must be finite and greater than 0, got {value}")
     return value
 
 
+def check_number(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is a Python number, ValueError unless it is finite."""
+    _check_is_number(name, value)
+    if not float("-inf") < value < float("inf"):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_tokens(name: str, tensor: Any) -> None:
+    """Raises unless ``tensor`` is a floating tensor of at least two dimensions, the last of them channels."""
+    check_tensor(name, tensor)
+    if tensor.dim() < 2 or tensor.shape[-1] < 1:
+        raise ValueError(f"{name} must be (B, ..., C) with at least one channel, got shape {tuple(tensor.shape)}")
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
+
+
+def _check_is_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        raise TypeError(f"{name} must be a Python number, got {type(value).__name__}")
 
 
 def _is_integer(value: Any) -> bool:

@@ -4,6 +4,25 @@ Any device and dtype, differentiable twice, no dependency but torch. Arguments a
 validates.
 """
 
+from motarfuse.reference.add_layer_norm import add_layer_norm
+from motarfuse.reference.batch_hard_triplet import batch_hard_triplet
+from motarfuse.reference.gated_fusion import gated_fusion
+from motarfuse.reference.linear_cross_entropy import linear_cross_entropy
+from motarfuse.reference.motion_attention import motion_attention
+from motarfuse.reference.motion_warp import motion_warp
 from motarfuse.reference.part_moments import cell_centers, part_moments
+from motarfuse.reference.part_pool import part_pool
+from motarfuse.reference.temporal_conv import temporal_conv
 
-__all__ = ["cell_centers", "part_moments"]
+__all__ = [
+    "add_layer_norm",
+    "batch_hard_triplet",
+    "cell_centers",
+    "gated_fusion",
+    "linear_cross_entropy",
+    "motion_attention",
+    "motion_warp",
+    "part_moments",
+    "part_pool",
+    "temporal_conv",
+]

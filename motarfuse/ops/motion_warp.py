@@ -1,0 +1,125 @@
+"""Motion field between two postures and the warp of a source along it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from motarfuse.ops.backends import AUTO, Backend, Operator, Request, supports_everything
+from motarfuse.ops.validation import (
+    check_grid,
+    check_precisions,
+    check_rank,
+    check_same_device,
+    check_shape,
+    check_tensor,
+)
+from motarfuse.reference import motion_warp as reference
+
+
+class MotionWarp(NamedTuple):
+    """Results of ``motion_warp``: warped (B, N, C), flow (B, N, 2), visibility (B, N)."""
+
+    warped: torch.Tensor
+    flow: torch.Tensor
+    visibility: torch.Tensor
+
+
+def motion_warp(
+    source: torch.Tensor,
+    source_keypoints: torch.Tensor,
+    source_affines: torch.Tensor,
+    target_keypoints: torch.Tensor,
+    target_affines: torch.Tensor,
+    part_logits: torch.Tensor,
+    source_part_logits: torch.Tensor | None = None,
+    *,
+    grid: tuple[int, int],
+    impl: str = AUTO,
+) -> MotionWarp:
+    """Where each cell of the target comes from, what the source has there, and how far it could be seen.
+
+    With M = softmax of the target's part logits over channels (0 the background), u the cells' centres in [-1, 1]^2 and
+    J_k = A_k^s (A_k^t)^-1:
+
+    flow(u) = M_0 u + sum_k M_k (p_k^s + J_k (u - p_k^t))
+    warped(u) = source sampled bilinearly at flow(u): ``F.grid_sample(padding_mode="border", align_corners=False)``
+    visibility(u) = 1 - M_fg^s(u) (1 - sg M_fg^t(u)), M_fg = 1 - M_0, sg without gradient; 1 without source part logits
+
+    The inverse is adj / det with |det| of at least 1e-8, its sign kept, so that no posture raises. ``warped`` is not
+    multiplied by the visibility.
+
+    Args:
+        source: (B, N, C) float16, bfloat16, float32 or float64; N = h*w cells, row-major.
+        source_keypoints: (B, K, 2), x first.
+        source_affines: (B, K, 2, 2).
+        target_keypoints: (B, K, 2).
+        target_affines: (B, K, 2, 2).
+        part_logits: (B, K + 1, N) of the target.
+        source_part_logits: (B, K + 1, N), or None.
+        grid: (h, w) in cells.
+        impl: ``"auto"``, or the backend that must run: ``"reference"``.
+
+    Returns:
+        warped (B, N, C) of the source's dtype; flow (B, N, 2) of the source keypoints' dtype; visibility (B, N) of the
+        part logits' dtype; computed in float32 from half types, which may be mixed with float32.
+
+    Raises:
+        TypeError: Not a tensor, a dtype that is not supported, float64 beside others, a grid of another type.
+        ValueError: Wrong rank or shape, a grid that does not fit N, tensors on different devices, an unknown ``impl``.
+        RuntimeError: ``impl`` names a backend that cannot run here, with the reasons.
+
+    Gradients: to all tensors, where they require one. A flow on or beyond the centre of a border cell takes none in
+    that direction, as in ``F.grid_sample``; a determinant below 1e-8 takes none; the target's part logits take none
+    from the visibility.
+
+    Source: Siarohin et al. 2019 (First Order Motion Model), equations 4 and 9, with soft masks of parts.
+    """
+    tensors = {
+        "source": source,
+        "source_keypoints": source_keypoints,
+        "source_affines": source_affines,
+        "target_keypoints": target_keypoints,
+        "target_affines": target_affines,
+        "part_logits": part_logits,
+    }
+    for name, tensor in tensors.items():
+        check_tensor(name, tensor)
+    check_rank("source", source, "(B, N, C)")
+    check_rank("source_keypoints", source_keypoints, "(B, K, 2)")
+    batch, cells, _ = source.shape
+    parts = source_keypoints.shape[1]
+    grid = check_grid(grid, cells, "source")
+    given_by = "source and source_keypoints"
+    for name in ("source_keypoints", "target_keypoints"):
+        check_shape(name, tensors[name], "(B, K, 2)", (batch, parts, 2), given_by)
+    for name in ("source_affines", "target_affines"):
+        check_shape(name, tensors[name], "(B, K, 2, 2)", (batch, parts, 2, 2), given_by)
+    check_shape("part_logits", part_logits, "(B, K + 1, N)", (batch, parts + 1, cells), given_by)
+    if source_part_logits is not None:
+        check_tensor("source_part_logits", source_part_logits)
+        check_shape("source_part_logits", source_part_logits, "(B, K + 1, N)", (batch, parts + 1, cells), given_by)
+    everything = {**tensors, "source_part_logits": source_part_logits}
+    check_precisions(everything)
+    check_same_device(everything)
+    request = Request(source.device, everything, {"grid": grid})
+    backend = OPERATOR.select(request, impl)
+    return MotionWarp(*backend.run(*everything.values(), grid=grid))
+
+
+def _example(device: torch.device) -> Request:
+    shapes = {
+        "source": (64, 128, 96),
+        "source_keypoints": (64, 8, 2),
+        "source_affines": (64, 8, 2, 2),
+        "target_keypoints": (64, 8, 2),
+        "target_affines": (64, 8, 2, 2),
+        "part_logits": (64, 9, 128),
+        "source_part_logits": (64, 9, 128),
+    }
+    tensors = {name: torch.empty(*shape, device="meta") for name, shape in shapes.items()}
+    return Request(device, tensors, {"grid": (16, 8)})
+
+
+OPERATOR = Operator("motion_warp", _example, backends=(Backend("reference", reference, supports_everything),))

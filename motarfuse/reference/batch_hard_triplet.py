@@ -1,0 +1,59 @@
+"""Batch-hard triplet loss: the definition (``motarfuse.ops.batch_hard_triplet`` says what it computes)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from motarfuse.reference.precision import compute_dtype, without_autocast
+
+# Below this squared distance the square root's gradient, 1 / (2 d), is taken as zero instead of growing without bound.
+MIN_SQUARED_DISTANCE = 1e-12
+
+
+def batch_hard_triplet(
+    features: torch.Tensor, labels: torch.Tensor, *, margin: float | None = None, metric: str = "euclidean"
+) -> torch.Tensor:
+    """mean_i log(1 + exp(d_ap - d_an)), or of max(0, d_ap - d_an + margin), over anchors that have both.
+
+    Args:
+        features: (B, D).
+        labels: (B,) integers.
+        margin: None for the soft margin.
+        metric: ``"euclidean"``, d = sqrt(max(|a - b|^2, 1e-12)), or ``"cosine"``, d = 1 - cos.
+
+    Returns:
+        A scalar of the dtype computed in; 0 without any such anchor.
+    """
+    with without_autocast(features.device):
+        features = features.to(compute_dtype(features))
+        if features.shape[0] == 0:
+            return features.sum()
+        if metric == "cosine":
+            features = F.normalize(features, dim=1)
+        positive, negative, valid = hardest(features.detach(), labels, metric)
+        gap = _distance(features, features[positive], metric) - _distance(features, features[negative], metric)
+        terms = F.softplus(gap) if margin is None else F.relu(gap + margin)
+        return torch.where(valid, terms, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def hardest(
+    features: torch.Tensor, labels: torch.Tensor, metric: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Indices (B,) of each anchor's farthest positive and nearest negative, and which anchors have both."""
+    if metric == "cosine":
+        distance = 1 - features @ features.T
+    else:
+        # Differences, not |a|^2 + |b|^2 - 2ab, which cancels for near duplicates and breaks their ties by rounding.
+        distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    same = labels[:, None] == labels[None, :]
+    is_positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive = distance.masked_fill(~is_positive, -torch.inf).argmax(1)
+    negative = distance.masked_fill(same, torch.inf).argmin(1)
+    return positive, negative, is_positive.any(1) & ~same.all(1)
+
+
+def _distance(anchors: torch.Tensor, others: torch.Tensor, metric: str) -> torch.Tensor:
+    if metric == "cosine":
+        return 1 - (anchors * others).sum(1)
+    return (anchors - others).square().sum(1).clamp(min=MIN_SQUARED_DISTANCE).sqrt()
