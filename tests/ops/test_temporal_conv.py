@@ -36,8 +36,8 @@ def by_loops(
     return out
 
 
-def masked(*tensors: Any, missing: str = "hold") -> torch.Tensor:
-    return ops.temporal_conv(*tensors, frame_mask=MASK, missing=missing)
+def masked(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, missing: str = "hold") -> torch.Tensor:
+    return ops.temporal_conv(x, weight, bias, MASK, missing=missing)
 
 
 MASK = torch.tensor([[True, True, False, True, True], [False, True, True, False, False]])
