@@ -2,6 +2,25 @@
 
 from motarfuse.nn.block import Attention, Block, DropPath, Mlp
 from motarfuse.nn.bnneck import BNNeck
+from motarfuse.nn.gated_fusion import GatedFusion
 from motarfuse.nn.losses import IdLoss, TripletLoss
+from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion, motion_channels
+from motarfuse.nn.part_pool import PartPool
+from motarfuse.nn.visual_adapter import VisualAdapter
 
-__all__ = ["Attention", "BNNeck", "Block", "DropPath", "IdLoss", "Mlp", "TripletLoss"]
+__all__ = [
+    "Attention",
+    "BNNeck",
+    "Block",
+    "DropPath",
+    "GatedFusion",
+    "IdLoss",
+    "Mlp",
+    "MotionAttention",
+    "MotionCrossAttention",
+    "PartPool",
+    "TokenMotion",
+    "TripletLoss",
+    "VisualAdapter",
+    "motion_channels",
+]

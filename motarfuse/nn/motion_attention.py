@@ -1,0 +1,203 @@
+"""Attention in which tokens that move alike see each other and hidden ones are damped."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from motarfuse.ops import motion_attention, motion_attention_packed
+from motarfuse.reference.precision import without_autocast
+
+# Added to the foreground before its logarithm: the background is damped by log(0.01) gamma, not hidden.
+FOREGROUND_FLOOR = 0.01
+_START = 0.1
+
+
+class TokenMotion(NamedTuple):
+    """What attention knows of N tokens beside their content; what is None does not enter.
+
+    Attributes:
+        descriptor: (B, N, C) motion descriptor m, C <= 12.
+        moving: (B, N) g, 1 for tokens that have motion and 0 for those that have none, such as a class token; None: all
+            have. What the descriptor of a token without motion holds does not matter, if it is finite.
+        foreground: (B, N) in [0, 1], M_fg; 1 for tokens that are not to be damped.
+        time: (B, N) frame times, centred per clip, for attention over a whole clip.
+        visible: (B, N) booleans, False for tokens that nobody may attend to, such as those of a frame that is padding.
+    """
+
+    descriptor: Tensor | None = None
+    moving: Tensor | None = None
+    foreground: Tensor | None = None
+    time: Tensor | None = None
+    visible: Tensor | None = None
+
+
+def motion_channels(
+    descriptor: Tensor, moving: Tensor | None = None, time: Tensor | None = None, time_scale: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Channels whose products are the Gaussian affinity of motions, up to what softmax cancels.
+
+    query_i = [g m, g, g |m|^2 / 2],  key_j = [g m, -g |m|^2 / 2, 1 - g]
+
+    The product is -|m_i - m_j|^2 / 2 + |m_i|^2 / 2 between tokens with motion, |m_i|^2 / 2 from such a token to one
+    without, and 0 from a token without: up to a constant of each row, the affinity between moving tokens and 0
+    otherwise. With times, [s t, 1] and [s t, -s^2 t^2 / 2] add -s^2 (t_i - t_j)^2 / 2 in the same way, for all tokens.
+
+    Args:
+        descriptor: (B, N, C) m.
+        moving: (B, N) g, or None for 1.
+        time: (B, N) t, or None.
+        time_scale: s, a number or a scalar tensor.
+
+    Returns:
+        Channels of queries and of keys, (B, N, C + 2), or (B, N, C + 4) with times; float32 (float64 for float64).
+    """
+    with without_autocast(descriptor.device):
+        if descriptor.dtype != torch.float64:
+            descriptor = descriptor.float()
+        gate = torch.ones_like(descriptor[..., :1]) if moving is None else moving.to(descriptor)[..., None]
+        gated = gate * descriptor
+        half_square = 0.5 * (gated * descriptor).sum(dim=-1, keepdim=True)
+        query, key = [gated, gate, half_square], [gated, -half_square, 1 - gate]
+        if time is not None:
+            scaled = time_scale * time.to(descriptor)[..., None]
+            query += [scaled, torch.ones_like(scaled)]
+            key += [scaled, -0.5 * scaled.square()]
+        return torch.cat(query, dim=-1), torch.cat(key, dim=-1)
+
+
+class _MotionBias(nn.Module):
+    """The learned strengths of the bias: lambda_h, gamma_h and s, and the arguments of the operator made of them.
+
+    Attributes:
+        raw_affinity: (H,), lambda = softplus(raw).
+        raw_damping: (H,), gamma = softplus(raw).
+        raw_time: scalar, s = softplus(raw); None without times.
+    """
+
+    raw_time: nn.Parameter | None
+
+    def __init__(self, heads: int, over_time: bool) -> None:
+        super().__init__()
+        start = torch.tensor(_START).expm1().log()  # softplus(start) = 0.1
+        self.raw_affinity = nn.Parameter(start.repeat(heads))
+        self.raw_damping = nn.Parameter(start.repeat(heads))
+        self.raw_time = nn.Parameter(start.clone()) if over_time else None
+
+    def forward(self, queries: TokenMotion, keys: TokenMotion) -> dict[str, Tensor | None]:
+        """The keyword arguments of ``ops.motion_attention``."""
+        if (queries.descriptor is None) != (keys.descriptor is None) or (queries.time is None) != (keys.time is None):
+            raise ValueError("queries and keys must both have a descriptor or neither, and likewise times")
+        motion_query = motion_key = motion_scale = None
+        if queries.descriptor is not None and keys.descriptor is not None:
+            if self.raw_time is None and queries.time is not None:
+                raise ValueError("times need over_time=True")
+            time_scale = 1.0 if self.raw_time is None else F.softplus(self.raw_time)
+            motion_query = motion_channels(queries.descriptor, queries.moving, queries.time, time_scale)[0][:, None]
+            motion_key = motion_channels(keys.descriptor, keys.moving, keys.time, time_scale)[1][:, None]
+            motion_scale = F.softplus(self.raw_affinity)
+        elif queries.time is not None:
+            raise ValueError("times need a descriptor beside them")
+        return {
+            "motion_query": motion_query,
+            "motion_key": motion_key,
+            "motion_scale": motion_scale,
+            "key_bias": self._key_bias(keys),
+        }
+
+    def _key_bias(self, keys: TokenMotion) -> Tensor | None:
+        bias = None
+        if keys.foreground is not None:
+            foreground = keys.foreground if keys.foreground.dtype == torch.float64 else keys.foreground.float()
+            # 0 for M_fg = 1 exactly, so that class tokens and clear foreground are on a level.
+            damping = torch.log((FOREGROUND_FLOOR + foreground) / (FOREGROUND_FLOOR + 1))
+            bias = F.softplus(self.raw_damping)[:, None] * damping[:, None]
+        if keys.visible is None:
+            return bias
+        if bias is None:
+            hidden = torch.zeros(keys.visible.shape, device=keys.visible.device)
+            return hidden.masked_fill(~keys.visible, -torch.inf)
+        return bias.masked_fill(~keys.visible[:, None], -torch.inf)
+
+    def extra_repr(self) -> str:
+        return f"heads={len(self.raw_affinity)}"
+
+
+class MotionAttention(nn.Module):
+    """Multi-head self-attention with a bias of motion: out = proj(softmax(q k^T / sqrt(d) + bias) v).
+
+    bias_ij = -lambda_h |m_i - m_j|^2 / 2 between tokens that have motion (0 otherwise), + gamma_h log of the key's
+    foreground, + -lambda_h s^2 (t_i - t_j)^2 / 2 with times; lambda, gamma and s are learned, softplus, 0.1 at start.
+    Projections are named ``qkv`` and ``proj`` as in timm's ViT. Without any motion it is plain attention.
+
+    Args:
+        dim: Width D of the tokens.
+        heads: Number of heads H; divides dim.
+        qkv_bias: Whether the packed projection has a bias.
+        over_time: Whether tokens may have times, whose scale s is then learned.
+
+    Shapes: (B, N, D) -> (B, N, D). The bias is built in fp32 outside of autocast.
+
+    Source: the affinity of motions in attention is this project's reading of MOTAR-FUSE (Ling et al. 2025).
+    """
+
+    def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True, over_time: bool = False) -> None:
+        super().__init__()
+        self.heads = _checked(dim, heads)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.motion_bias = _MotionBias(heads, over_time)
+
+    def forward(self, tokens: Tensor, motion: TokenMotion | None = None) -> Tensor:
+        """Args: tokens (B, N, D); motion, of the same tokens. Returns (B, N, D)."""
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
+        bias = {} if motion is None else self.motion_bias(motion, motion)
+        return self.proj(motion_attention_packed(qkv, **bias).flatten(2))
+
+
+class MotionCrossAttention(nn.Module):
+    """Multi-head attention from tokens to a context, with the bias of `MotionAttention`.
+
+    Args:
+        dim: Width D of the tokens.
+        heads: Number of heads H; divides dim.
+        context_dim: Width of the context; None: D.
+        qkv_bias: Whether the projections ``q`` and ``kv`` have a bias.
+        over_time: Whether tokens may have times, whose scale s is then learned.
+
+    Shapes: tokens (B, N, D), context (B, M, context_dim) -> (B, N, D).
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, context_dim: int | None = None, qkv_bias: bool = True, over_time: bool = False
+    ) -> None:
+        super().__init__()
+        self.heads = _checked(dim, heads)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(context_dim or dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+        self.motion_bias = _MotionBias(heads, over_time)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        context: Tensor,
+        motion: TokenMotion | None = None,
+        context_motion: TokenMotion | None = None,
+    ) -> Tensor:
+        """Args: tokens (B, N, D); context (B, M, context_dim); motion of either. Returns (B, N, D)."""
+        query = self.q(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        bias = {}
+        if motion is not None or context_motion is not None:
+            bias = self.motion_bias(motion or TokenMotion(), context_motion or TokenMotion())
+        return self.proj(motion_attention(query, key, value, **bias).transpose(1, 2).flatten(2))
+
+
+def _checked(dim: int, heads: int) -> int:
+    if heads < 1 or dim % heads:
+        raise ValueError(f"heads must divide dim, got dim {dim} and heads {heads}")
+    return heads
