@@ -2,6 +2,7 @@
 
 from motarfuse.nn.block import Attention, Block, DropPath, Mlp
 from motarfuse.nn.bnneck import BNNeck
+from motarfuse.nn.canonical_posture import AlignedPosture, CanonicalPosture
 from motarfuse.nn.gated_fusion import GatedFusion
 from motarfuse.nn.losses import IdLoss, TripletLoss
 from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion, motion_channels
@@ -9,9 +10,11 @@ from motarfuse.nn.part_pool import PartPool
 from motarfuse.nn.visual_adapter import VisualAdapter
 
 __all__ = [
+    "AlignedPosture",
     "Attention",
     "BNNeck",
     "Block",
+    "CanonicalPosture",
     "DropPath",
     "GatedFusion",
     "IdLoss",
