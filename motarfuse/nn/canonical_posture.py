@@ -8,8 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from motarfuse.reference.motion_warp import inverse_2x2
-from motarfuse.reference.precision import without_autocast
+from motarfuse.ops import inverse_2x2, without_autocast
 
 _EPSILON = 1e-6
 # Added to squared radii: a posture of one visible part has no size.

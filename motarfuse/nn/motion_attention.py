@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from motarfuse.ops import motion_attention, motion_attention_packed
-from motarfuse.reference.precision import without_autocast
+from motarfuse.ops import motion_attention, motion_attention_packed, without_autocast
 
 # Added to the foreground before its logarithm: the background is damped by log(0.01) gamma, not hidden.
 FOREGROUND_FLOOR = 0.01

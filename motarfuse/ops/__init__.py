@@ -23,6 +23,8 @@ from motarfuse.ops.motion_warp import MotionWarp, motion_warp
 from motarfuse.ops.part_moments import PartMoments, part_moments
 from motarfuse.ops.part_pool import PartPool, part_pool
 from motarfuse.ops.temporal_conv import temporal_conv
+from motarfuse.reference import cell_centers, inverse_2x2
+from motarfuse.reference.precision import without_autocast
 
 __all__ = [
     "AddLayerNorm",
@@ -36,8 +38,10 @@ __all__ = [
     "UnknownBackendError",
     "add_layer_norm",
     "batch_hard_triplet",
+    "cell_centers",
     "explain",
     "gated_fusion",
+    "inverse_2x2",
     "known_backends",
     "linear_cross_entropy",
     "motion_attention",
@@ -48,4 +52,5 @@ __all__ = [
     "part_pool",
     "temporal_conv",
     "use_backend",
+    "without_autocast",
 ]

@@ -9,7 +9,7 @@ from motarfuse.reference.batch_hard_triplet import batch_hard_triplet
 from motarfuse.reference.gated_fusion import gated_fusion
 from motarfuse.reference.linear_cross_entropy import linear_cross_entropy
 from motarfuse.reference.motion_attention import motion_attention
-from motarfuse.reference.motion_warp import motion_warp
+from motarfuse.reference.motion_warp import inverse_2x2, motion_warp
 from motarfuse.reference.part_moments import cell_centers, part_moments
 from motarfuse.reference.part_pool import part_pool
 from motarfuse.reference.temporal_conv import temporal_conv
@@ -19,6 +19,7 @@ __all__ = [
     "batch_hard_triplet",
     "cell_centers",
     "gated_fusion",
+    "inverse_2x2",
     "linear_cross_entropy",
     "motion_attention",
     "motion_warp",
