@@ -65,6 +65,7 @@ def dense_attention(layer: MotionAttention, tokens: Tensor, bias: Tensor) -> Ten
 
 
 def set_strengths(layer: MotionAttention, affinity: float, damping: float) -> None:
+    assert layer.motion_bias is not None
     with torch.no_grad():
         for raw, value in ((layer.motion_bias.raw_affinity, affinity), (layer.motion_bias.raw_damping, damping)):
             raw.copy_(torch.tensor(value, dtype=torch.float64).expm1().log())
@@ -153,6 +154,7 @@ def test_all_strengths_learn_and_contradictions_are_refused() -> None:
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+    assert layer.motion_bias is not None
     assert F.softplus(layer.motion_bias.raw_affinity).tolist() == pytest.approx([0.1] * 3)
     tokens, context = torch.randn(2, 4, 12), torch.randn(2, 4, 5)
     with pytest.raises(ValueError, match="both have a descriptor or neither"):

@@ -6,6 +6,7 @@ from motarfuse.nn.canonical_posture import AlignedPosture, CanonicalPosture
 from motarfuse.nn.gated_fusion import GatedFusion
 from motarfuse.nn.losses import IdLoss, TripletLoss
 from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion, motion_channels
+from motarfuse.nn.part_decoder import MotionScale, PartDecoder, PartHeads, PartState
 from motarfuse.nn.part_pool import PartPool
 from motarfuse.nn.visual_adapter import VisualAdapter
 
@@ -21,7 +22,11 @@ __all__ = [
     "Mlp",
     "MotionAttention",
     "MotionCrossAttention",
+    "MotionScale",
+    "PartDecoder",
+    "PartHeads",
     "PartPool",
+    "PartState",
     "TokenMotion",
     "TripletLoss",
     "VisualAdapter",

@@ -117,7 +117,7 @@ class CanonicalPosture(nn.Module):
         """
         with without_autocast(keypoints.device):
             weight = visibility.to(keypoints.dtype)
-            canonical = self.keypoints.to(keypoints.dtype)
+            canonical = self._now(self.keypoints, keypoints)
             centre, radius = _centre_and_radius(keypoints, weight)
             target, target_radius = _centre_and_radius(canonical.expand_as(keypoints), weight)
             ratio = (target_radius + _RADIUS_FLOOR) / (radius + _RADIUS_FLOOR)
@@ -138,16 +138,21 @@ class CanonicalPosture(nn.Module):
         """
         with without_autocast(masks.device):
             moved = posture.move(points.to(posture.keypoints.dtype).expand(len(masks), -1, -1))
-            jacobians = self.affines.to(moved.dtype) @ inverse_2x2(posture.affines)
+            jacobians = self._now(self.affines, moved) @ inverse_2x2(posture.affines)
             offsets = moved[:, None] - posture.keypoints[:, :, None]  # (B, L, N, 2)
-            goals = self.keypoints.to(moved.dtype)[:, None] + offsets @ jacobians.transpose(-1, -2)
+            goals = self._now(self.keypoints, moved)[:, None] + offsets @ jacobians.transpose(-1, -2)
             return (masks[..., None] * (goals - moved[:, None])).sum(dim=1)
 
     def log_determinants(self, posture: AlignedPosture) -> Tensor:
         """(B, L) log |det(A_k^c A_k^-1)|, by how much each part has to grow."""
         with without_autocast(posture.affines.device):
-            canonical = _determinant(self.affines.to(posture.affines.dtype))
+            canonical = _determinant(self._now(self.affines, posture.affines))
             return (canonical / _determinant(posture.affines)).abs().clamp(min=_EPSILON).log()
+
+    @staticmethod
+    def _now(buffer: Tensor, like: Tensor) -> Tensor:
+        """A copy: `update` changes the buffers in place, perhaps before the backward pass reads them."""
+        return buffer.to(like.dtype, copy=True)
 
     def extra_repr(self) -> str:
         return f"parts={len(self.keypoints)}, momentum={self.momentum:g}"

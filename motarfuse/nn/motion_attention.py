@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -137,23 +137,26 @@ class MotionAttention(nn.Module):
         heads: Number of heads H; divides dim.
         qkv_bias: Whether the packed projection has a bias.
         over_time: Whether tokens may have times, whose scale s is then learned.
+        motion: False for plain attention without the bias's parameters; motion is refused then.
 
     Shapes: (B, N, D) -> (B, N, D). The bias is built in fp32 outside of autocast.
 
     Source: the affinity of motions in attention is this project's reading of MOTAR-FUSE (Ling et al. 2025).
     """
 
-    def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True, over_time: bool = False) -> None:
+    def __init__(
+        self, dim: int, heads: int, *, qkv_bias: bool = True, over_time: bool = False, motion: bool = True
+    ) -> None:
         super().__init__()
         self.heads = _checked(dim, heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.motion_bias = _MotionBias(heads, over_time)
+        self.motion_bias = _MotionBias(heads, over_time) if motion else None
 
     def forward(self, tokens: Tensor, motion: TokenMotion | None = None) -> Tensor:
         """Args: tokens (B, N, D); motion, of the same tokens. Returns (B, N, D)."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
-        bias = {} if motion is None else self.motion_bias(motion, motion)
+        bias = {} if motion is None else _bias(self.motion_bias, motion, motion)
         return self.proj(motion_attention_packed(qkv, **bias).flatten(2))
 
 
@@ -166,19 +169,27 @@ class MotionCrossAttention(nn.Module):
         context_dim: Width of the context; None: D.
         qkv_bias: Whether the projections ``q`` and ``kv`` have a bias.
         over_time: Whether tokens may have times, whose scale s is then learned.
+        motion: False for plain attention without the bias's parameters; motion is refused then.
 
     Shapes: tokens (B, N, D), context (B, M, context_dim) -> (B, N, D).
     """
 
     def __init__(
-        self, dim: int, heads: int, *, context_dim: int | None = None, qkv_bias: bool = True, over_time: bool = False
+        self,
+        dim: int,
+        heads: int,
+        *,
+        context_dim: int | None = None,
+        qkv_bias: bool = True,
+        over_time: bool = False,
+        motion: bool = True,
     ) -> None:
         super().__init__()
         self.heads = _checked(dim, heads)
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(context_dim or dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.motion_bias = _MotionBias(heads, over_time)
+        self.motion_bias = _MotionBias(heads, over_time) if motion else None
 
     def forward(
         self,
@@ -192,8 +203,14 @@ class MotionCrossAttention(nn.Module):
         key, value = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         bias = {}
         if motion is not None or context_motion is not None:
-            bias = self.motion_bias(motion or TokenMotion(), context_motion or TokenMotion())
+            bias = _bias(self.motion_bias, motion or TokenMotion(), context_motion or TokenMotion())
         return self.proj(motion_attention(query, key, value, **bias).transpose(1, 2).flatten(2))
+
+
+def _bias(layer: _MotionBias | None, queries: TokenMotion, keys: TokenMotion) -> dict[str, Any]:
+    if layer is None:
+        raise ValueError("this attention was built with motion=False")
+    return layer(queries, keys)
 
 
 def _checked(dim: int, heads: int) -> int:

@@ -23,7 +23,7 @@ from motarfuse.ops.motion_warp import MotionWarp, motion_warp
 from motarfuse.ops.part_moments import PartMoments, part_moments
 from motarfuse.ops.part_pool import PartPool, part_pool
 from motarfuse.ops.temporal_conv import temporal_conv
-from motarfuse.reference import cell_centers, inverse_2x2
+from motarfuse.reference import cell_centers, inverse_2x2, sample_bilinear
 from motarfuse.reference.precision import without_autocast
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "operators",
     "part_moments",
     "part_pool",
+    "sample_bilinear",
     "temporal_conv",
     "use_backend",
     "without_autocast",

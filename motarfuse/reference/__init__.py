@@ -9,7 +9,7 @@ from motarfuse.reference.batch_hard_triplet import batch_hard_triplet
 from motarfuse.reference.gated_fusion import gated_fusion
 from motarfuse.reference.linear_cross_entropy import linear_cross_entropy
 from motarfuse.reference.motion_attention import motion_attention
-from motarfuse.reference.motion_warp import inverse_2x2, motion_warp
+from motarfuse.reference.motion_warp import inverse_2x2, motion_warp, sample_bilinear
 from motarfuse.reference.part_moments import cell_centers, part_moments
 from motarfuse.reference.part_pool import part_pool
 from motarfuse.reference.temporal_conv import temporal_conv
@@ -25,5 +25,6 @@ __all__ = [
     "motion_warp",
     "part_moments",
     "part_pool",
+    "sample_bilinear",
     "temporal_conv",
 ]

@@ -1,0 +1,366 @@
+"""The motion-aware transformer: learnable queries find body parts, their posture and their motion."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from motarfuse.nn.block import Mlp
+from motarfuse.nn.canonical_posture import AlignedPosture, CanonicalPosture
+from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion
+from motarfuse.ops import cell_centers, inverse_2x2, motion_warp, part_moments, sample_bilinear, without_autocast
+
+# Channels of the motion descriptor: canonical displacement, displacement to the previous and to the next frame (two
+# each), foreground, log of the determinant.
+MOTION_CHANNELS = 8
+_CENTRED = slice(6, 8)
+_LEAST_DEVIATION = 0.05
+_EPSILON = 1e-6
+
+
+class PartState(NamedTuple):
+    """What the heads read from the parts after one decoder layer; F frames, L parts, N = h w cells.
+
+    Attributes:
+        keypoints: (F, L, 2) in [-1, 1]^2, x first.
+        affines: (F, L, 2, 2), det >= 0.2.
+        confidence: (F, L) sum of squared heat maps, 1 for a single peak.
+        part_logits: (F, L + 1, N), channel 0 the background.
+        masks: (F, L + 1, N) their softmax.
+        visibility: (F, L) in [0, 1], how clearly a part owns its cells.
+        posture: Keypoints and affines aligned to the canonical posture.
+        displacement: (F, N, 2) canonical displacement, in aligned coordinates.
+        descriptor: (F, N, 8) scaled motion descriptor.
+        part_descriptor: (F, L, 8) its values at the keypoints.
+        part_foreground: (F, L) the foreground at the keypoints.
+    """
+
+    keypoints: Tensor
+    affines: Tensor
+    confidence: Tensor
+    part_logits: Tensor
+    masks: Tensor
+    visibility: Tensor
+    posture: AlignedPosture
+    displacement: Tensor
+    descriptor: Tensor
+    part_descriptor: Tensor
+    part_foreground: Tensor
+
+    @property
+    def foreground(self) -> Tensor:
+        """(F, N) M_fg = 1 - M_0."""
+        return 1 - self.masks[:, 0]
+
+    def motion(self) -> TokenMotion:
+        """Of the cells, for attention."""
+        return TokenMotion(self.descriptor, foreground=self.foreground)
+
+    def part_motion(self) -> TokenMotion:
+        """Of the parts, for attention."""
+        return TokenMotion(self.part_descriptor, foreground=self.part_foreground)
+
+
+class MotionScale(nn.Module):
+    """Scales the channels of the motion descriptor by running statistics over the cells where they are valid.
+
+    Displacements are divided by their root mean square, so that zero stays zero; foreground and determinant are centred
+    and divided by their deviation. Deviations are floored at 0.05. Statistics start at mean 0 and deviation 1, move by
+    1 - momentum a training batch, take no gradient, are saved and fixed in evaluation.
+
+    Args:
+        momentum: Share of the old statistics that a batch keeps.
+    """
+
+    mean: Tensor
+    square: Tensor
+
+    def __init__(self, momentum: float = 0.99) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(MOTION_CHANNELS))
+        self.register_buffer("square", torch.ones(MOTION_CHANNELS))
+
+    @torch.no_grad()
+    def update(self, descriptor: Tensor, valid: Tensor) -> None:
+        """Args: descriptor (F, N, 8), unscaled; valid (F, 8) booleans, which channels of which frames count."""
+        if not self.training:
+            return
+        weight = valid[:, None].to(self.mean).expand(descriptor.shape)
+        values = descriptor.detach().to(self.mean)
+        sums = torch.stack((weight.sum((0, 1)), (weight * values).sum((0, 1)), (weight * values.square()).sum((0, 1))))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums)
+        count, total, squares = sums
+        rate = (1 - self.momentum) * ((count > 0) & squares.isfinite())
+        count = count.clamp(min=1)
+        self.mean.add_(rate * ((total / count).nan_to_num() - self.mean))
+        self.square.add_(rate * ((squares / count).nan_to_num() - self.square))
+
+    def forward(self, descriptor: Tensor) -> Tensor:
+        """Args: descriptor (..., 8). Returns the scaled one."""
+        mean = torch.zeros_like(self.mean)
+        mean[_CENTRED] = self.mean[_CENTRED]
+        deviation = (self.square - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION)
+        return (descriptor - mean.to(descriptor)) / deviation.to(descriptor)
+
+
+class PartHeads(nn.Module):
+    """Heat maps, affines, masks and visibilities of parts.
+
+    l_k(u) = cos(W_p z_k, W_v v_u) - beta_k |u - c_k|^2 / 2, c_k learned and spread over the body at start, beta_k =
+    softplus, 2 at start; keypoints, affines and confidence are the moments of softmax(l / 0.1) with the affines
+    a_k(u) = I + 0.4 tanh(conv(v_u)), the convolution zero at start, so that every mixture keeps det >= 0.2.
+    s_k(u) = 10 cos(W_s z_k, W_m v_u) - eta_k |A_k^-1 (u - p_k)|^2, eta_k = softplus, 1 at start; s_0 by a learned
+    query of the background; M = softmax over the L + 1 channels; v_k = sum M_k^2 / (sum M_k + 1e-6).
+
+    Args:
+        dim: Width D of tokens and parts.
+        grid: (h, w) of the tokens.
+        num_parts: L.
+        temperature: Of the heat maps.
+    """
+
+    cells: Tensor
+
+    def __init__(self, dim: int, grid: tuple[int, int], num_parts: int, *, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.grid = grid
+        self.temperature = temperature
+        self.part_of_keypoint = nn.Linear(dim, dim, bias=False)
+        self.token_of_keypoint = nn.Linear(dim, dim, bias=False)
+        self.part_of_mask = nn.Linear(dim, dim, bias=False)
+        self.token_of_mask = nn.Linear(dim, dim, bias=False)
+        self.background = nn.Parameter(torch.randn(dim) * dim**-0.5)
+        self.anchors = nn.Parameter(spread_over_body(num_parts))
+        self.raw_beta = nn.Parameter(_inverse_softplus(2.0).repeat(num_parts))
+        self.raw_eta = nn.Parameter(_inverse_softplus(1.0).repeat(num_parts))
+        self.affine = nn.Conv2d(dim, 4 * num_parts, 3, padding=1)
+        nn.init.zeros_(self.affine.weight)
+        assert self.affine.bias is not None
+        nn.init.zeros_(self.affine.bias)
+        self.register_buffer("cells", cell_centers(grid, dtype=torch.float32), persistent=False)
+
+    def cells_as(self, tensor: Tensor) -> Tensor:
+        """(N, 2) centres of the cells in float32, in float64 beside such a tensor."""
+        if tensor.dtype == torch.float64:
+            return cell_centers(self.grid, device=tensor.device, dtype=torch.float64)
+        return self.cells.float()
+
+    def forward(self, parts: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Reads the posture of the parts.
+
+        Args:
+            parts: (F, L, D) z.
+            tokens: (F, N, D) v.
+
+        Returns:
+            keypoints (F, L, 2), affines (F, L, 2, 2), confidence (F, L), part_logits (F, L + 1, N), masks (F, L + 1,
+            N), visibility (F, L); fp32 (fp64 for fp64).
+        """
+        frames, num_parts, _ = parts.shape
+        affine = self.affine(tokens.transpose(1, 2).unflatten(2, self.grid)).flatten(2)
+        keypoint_parts, keypoint_tokens = self.part_of_keypoint(parts), self.token_of_keypoint(tokens)
+        mask_parts, mask_tokens = self.part_of_mask(parts), self.token_of_mask(tokens)
+        with without_autocast(tokens.device):
+            double = tokens.dtype == torch.float64
+            compute = torch.float64 if double else torch.float32
+            cells = self.cells_as(tokens)
+            squared = (cells - self.anchors.to(compute)[:, None]).square().sum(-1)  # (L, N)
+            heat = _cosine(keypoint_parts.to(compute), keypoint_tokens.to(compute))
+            heat = heat - 0.5 * F.softplus(self.raw_beta)[:, None] * squared
+            matrices = 0.4 * torch.tanh(affine.to(compute)).unflatten(1, (num_parts, 2, 2)).permute(0, 1, 4, 2, 3)
+            matrices = matrices + torch.eye(2, dtype=compute, device=tokens.device)
+            moments = part_moments(heat, matrices, grid=self.grid, temperature=self.temperature)
+            offsets = cells - moments.keypoints[:, :, None]
+            local = offsets @ inverse_2x2(moments.affines).transpose(-1, -2)  # (F, L, N, 2)
+            distance = F.softplus(self.raw_eta)[:, None] * local.square().sum(-1)
+            foreground = 10 * _cosine(mask_parts.to(compute), mask_tokens.to(compute)) - distance
+            background = 10 * _cosine(self.background.to(compute).expand(frames, 1, -1), mask_tokens.to(compute))
+            part_logits = torch.cat((background, foreground), dim=1)
+            masks = part_logits.softmax(dim=1)
+            own = masks[:, 1:]
+            visibility = own.square().sum(-1) / (own.sum(-1) + _EPSILON)
+            return *moments, part_logits, masks, visibility
+
+
+class PartDecoder(nn.Module):
+    """Decodes each frame's tokens into L parts with posture, masks, visibility and a motion field.
+
+    Two pre-LN layers (self-attention of the parts, cross-attention to the tokens, MLP). The heads, with shared weights,
+    run after each; the motion that the first run finds steers the attention of the second layer. A single image has a
+    motion as well: towards the canonical posture.
+
+    Args:
+        dim: Width D.
+        heads: Attention heads; divides dim.
+        grid: (h, w) of the tokens.
+        num_parts: L, the query length.
+        num_layers: Decoder layers, at least 1.
+        motion: False leaves motion out of the second layer's attention (an ablation).
+        mlp_ratio: Hidden width of the MLPs over D.
+        eps: Epsilon of the layer norms.
+
+    Shapes: tokens (B, T, N, D) -> parts (B, T, L, D) and the states of all layers, frames flattened, F = B T.
+
+    Source: this project's reading of the motion-aware transformer of MOTAR-FUSE (Ling et al. 2025).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        grid: tuple[int, int],
+        num_parts: int = 8,
+        *,
+        num_layers: int = 2,
+        motion: bool = True,
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        if num_parts < 1 or num_layers < 1:
+            raise ValueError(f"num_parts and num_layers must be positive, got {num_parts} and {num_layers}")
+        self.queries = nn.Parameter(torch.randn(num_parts, dim) * 0.02)
+        self.layers = nn.ModuleList(
+            _DecoderLayer(dim, heads, motion and k > 0, mlp_ratio, eps) for k in range(num_layers)
+        )
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.token_norm = nn.LayerNorm(dim, eps=eps)
+        self.heads = PartHeads(dim, grid, num_parts)
+        self.canonical = CanonicalPosture(self.heads.anchors)
+        self.scale = MotionScale()
+
+    def forward(
+        self,
+        tokens: Tensor,
+        frame_mask: Tensor | None = None,
+        frame_index: Tensor | None = None,
+        *,
+        update: bool = True,
+    ) -> tuple[Tensor, list[PartState]]:
+        """Finds the parts.
+
+        Args:
+            tokens: (B, T, N, D).
+            frame_mask: (B, T) booleans, False for frames that are padding; None: all are there.
+            frame_index: (B, T) integers, when each frame was taken; None: 0..T-1.
+            update: False keeps canonical posture and statistics as they are also in training, for changed copies.
+
+        Returns:
+            parts (B, T, L, D) and a `PartState` a layer, the last one last.
+        """
+        batch, frames, cells, _ = tokens.shape
+        if cells != len(self.heads.cells):
+            raise ValueError(f"tokens must have {len(self.heads.cells)} cells, grid {self.heads.grid}; got {cells}")
+        if frame_mask is None:
+            frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=tokens.device)
+        if frame_index is None:
+            frame_index = torch.arange(frames, device=tokens.device).expand(batch, frames)
+        flat = self.token_norm(tokens.flatten(0, 1))
+        parts = self.queries.expand(batch * frames, -1, -1)
+        states: list[PartState] = []
+        for layer in self.layers:
+            motions = (states[-1].part_motion(), states[-1].motion()) if states else (None, None)
+            parts = layer(parts, flat, *motions)
+            last = len(states) == len(self.layers) - 1
+            states.append(self._read(self.norm(parts), flat, frame_mask, frame_index, update and last))
+        return self.norm(parts).unflatten(0, (batch, frames)), states
+
+    def _read(self, parts: Tensor, tokens: Tensor, frame_mask: Tensor, frame_index: Tensor, update: bool) -> PartState:
+        keypoints, affines, confidence, part_logits, masks, visibility = self.heads(parts, tokens)
+        there = frame_mask.flatten()
+        with without_autocast(tokens.device):
+            posture = self.canonical.align(keypoints, affines, visibility)
+            own = masks[:, 1:]
+            displacement = self.canonical.displacement(self.heads.cells_as(masks), own, posture)
+            growth = (own * self.canonical.log_determinants(posture)[..., None]).sum(1)
+            previous, has_previous = self._towards(-1, keypoints, affines, part_logits, frame_mask, frame_index)
+            following, has_following = self._towards(1, keypoints, affines, part_logits, frame_mask, frame_index)
+            foreground = 1 - masks[:, 0]
+            raw = torch.cat((displacement, previous, following, foreground[..., None], growth[..., None]), dim=-1)
+            if update:
+                valid = torch.stack([there] * 2 + [has_previous] * 2 + [has_following] * 2 + [there] * 2, dim=1)
+                self.scale.update(raw, valid)
+                self.canonical.update(keypoints, affines, visibility * there[:, None])
+            descriptor = self.scale(raw)
+            sampled = sample_bilinear(torch.cat((descriptor, foreground[..., None]), -1), keypoints, self.heads.grid)
+        return PartState(
+            keypoints, affines, confidence, part_logits, masks, visibility, posture, displacement, descriptor,
+            sampled[..., :-1], sampled[..., -1],
+        )  # fmt: skip
+
+    def _towards(
+        self,
+        step: int,
+        keypoints: Tensor,
+        affines: Tensor,
+        part_logits: Tensor,
+        frame_mask: Tensor,
+        frame_index: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Displacement (F, N, 2) to the neighbouring frame a frame of time, zero without one, and who has one (F,)."""
+        batch, frames = frame_mask.shape
+        cells = len(self.heads.cells)
+        if frames == 1:
+            zero = keypoints.new_zeros(batch, cells, 2)
+            return zero, torch.zeros(batch, dtype=torch.bool, device=keypoints.device)
+        other = torch.roll(torch.arange(frames, device=keypoints.device), -step)
+        inside = torch.ones(frames, dtype=torch.bool, device=keypoints.device)
+        inside[-1 if step > 0 else 0] = False
+        present = (inside & frame_mask & frame_mask[:, other]).flatten()
+        gap = (frame_index[:, other] - frame_index).flatten().to(keypoints.dtype)
+        from_keypoints, from_affines = (
+            tensor.unflatten(0, (batch, frames))[:, other].flatten(0, 1) for tensor in (keypoints, affines)
+        )
+        nothing = keypoints.new_zeros(batch * frames, cells, 0)  # only the flow is wanted
+        flow = motion_warp(
+            nothing, from_keypoints, from_affines, keypoints, affines, part_logits, grid=self.heads.grid
+        ).flow
+        moved = (flow - self.heads.cells_as(flow)) / torch.where(present, gap.abs().clamp(min=1), 1)[:, None, None]
+        return torch.where(present[:, None, None], moved, 0.0), present
+
+
+class _DecoderLayer(nn.Module):
+    """Self-attention of the parts, cross-attention to the tokens, MLP, each with a layer norm in front."""
+
+    def __init__(self, dim: int, heads: int, motion: bool, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim, eps=eps) for _ in range(3))
+        self.self_attention = MotionAttention(dim, heads, motion=motion)
+        self.cross_attention = MotionCrossAttention(dim, heads, motion=motion)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.motion = motion
+
+    def forward(
+        self, parts: Tensor, tokens: Tensor, part_motion: TokenMotion | None, motion: TokenMotion | None
+    ) -> Tensor:
+        if not self.motion:
+            part_motion = motion = None
+        parts = parts + self.self_attention(self.norm1(parts), part_motion)
+        parts = parts + self.cross_attention(self.norm2(parts), tokens, part_motion, motion)
+        return parts + self.mlp(self.norm3(parts))
+
+
+def spread_over_body(num_parts: int) -> Tensor:
+    """(L, 2) places in [-1, 1]^2 where parts start: one at the head, then rows of two (three beyond ten parts)."""
+    width = 2 if num_parts <= 10 else 3
+    below = num_parts - 1
+    counts = [1] + [width] * (below // width) + ([below % width] if below % width else [])
+    places = []
+    for row, count in enumerate(counts):
+        y = -0.8 + 1.6 * row / (len(counts) - 1) if len(counts) > 1 else 0.0
+        places += [((2 * column + 1) / count - 1, y) for column in range(count)]
+    return torch.tensor(places) * torch.tensor([0.5, 1.0])
+
+
+def _cosine(parts: Tensor, tokens: Tensor) -> Tensor:
+    """(F, L, N) cosines of (F, L, D) and (F, N, D)."""
+    return F.normalize(parts, dim=-1) @ F.normalize(tokens, dim=-1).transpose(1, 2)
+
+
+def _inverse_softplus(value: float) -> Tensor:
+    return torch.tensor(value).expm1().log()
