@@ -155,6 +155,7 @@ def test_all_strengths_learn_and_contradictions_are_refused() -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
     assert layer.motion_bias is not None
+    assert layer.motion_bias.raw_affinity is not None
     assert F.softplus(layer.motion_bias.raw_affinity).tolist() == pytest.approx([0.1] * 3)
     tokens, context = torch.randn(2, 4, 12), torch.randn(2, 4, 5)
     with pytest.raises(ValueError, match="both have a descriptor or neither"):

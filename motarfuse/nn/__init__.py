@@ -3,6 +3,7 @@
 from motarfuse.nn.block import Attention, Block, DropPath, Mlp
 from motarfuse.nn.bnneck import BNNeck
 from motarfuse.nn.canonical_posture import AlignedPosture, CanonicalPosture
+from motarfuse.nn.fusion_encoder import FusedTokens, FusionEncoder
 from motarfuse.nn.gated_fusion import GatedFusion
 from motarfuse.nn.losses import IdLoss, TripletLoss
 from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion, motion_channels
@@ -17,6 +18,8 @@ __all__ = [
     "Block",
     "CanonicalPosture",
     "DropPath",
+    "FusedTokens",
+    "FusionEncoder",
     "GatedFusion",
     "IdLoss",
     "Mlp",

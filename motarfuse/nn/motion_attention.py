@@ -72,17 +72,18 @@ class _MotionBias(nn.Module):
     """The learned strengths of the bias: lambda_h, gamma_h and s, and the arguments of the operator made of them.
 
     Attributes:
-        raw_affinity: (H,), lambda = softplus(raw).
+        raw_affinity: (H,), lambda = softplus(raw); None where only damping is wanted.
         raw_damping: (H,), gamma = softplus(raw).
         raw_time: scalar, s = softplus(raw); None without times.
     """
 
+    raw_affinity: nn.Parameter | None
     raw_time: nn.Parameter | None
 
-    def __init__(self, heads: int, over_time: bool) -> None:
+    def __init__(self, heads: int, over_time: bool, affinity: bool = True) -> None:
         super().__init__()
         start = torch.tensor(_START).expm1().log()  # softplus(start) = 0.1
-        self.raw_affinity = nn.Parameter(start.repeat(heads))
+        self.raw_affinity = nn.Parameter(start.repeat(heads)) if affinity else None
         self.raw_damping = nn.Parameter(start.repeat(heads))
         self.raw_time = nn.Parameter(start.clone()) if over_time else None
 
@@ -92,6 +93,8 @@ class _MotionBias(nn.Module):
             raise ValueError("queries and keys must both have a descriptor or neither, and likewise times")
         motion_query = motion_key = motion_scale = None
         if queries.descriptor is not None and keys.descriptor is not None:
+            if self.raw_affinity is None:
+                raise ValueError("this attention was built with affinity=False; descriptors cannot be given")
             if self.raw_time is None and queries.time is not None:
                 raise ValueError("times need over_time=True")
             time_scale = 1.0 if self.raw_time is None else F.softplus(self.raw_time)
@@ -114,15 +117,12 @@ class _MotionBias(nn.Module):
             # 0 for M_fg = 1 exactly, so that class tokens and clear foreground are on a level.
             damping = torch.log((FOREGROUND_FLOOR + foreground) / (FOREGROUND_FLOOR + 1))
             bias = F.softplus(self.raw_damping)[:, None] * damping[:, None]
-        if keys.visible is None:
-            return bias
-        if bias is None:
-            hidden = torch.zeros(keys.visible.shape, device=keys.visible.device)
-            return hidden.masked_fill(~keys.visible, -torch.inf)
+        if bias is None or keys.visible is None:
+            return _hiding(keys.visible) if bias is None else bias
         return bias.masked_fill(~keys.visible[:, None], -torch.inf)
 
     def extra_repr(self) -> str:
-        return f"heads={len(self.raw_affinity)}"
+        return f"heads={len(self.raw_damping)}"
 
 
 class MotionAttention(nn.Module):
@@ -137,7 +137,7 @@ class MotionAttention(nn.Module):
         heads: Number of heads H; divides dim.
         qkv_bias: Whether the packed projection has a bias.
         over_time: Whether tokens may have times, whose scale s is then learned.
-        motion: False for plain attention without the bias's parameters; motion is refused then.
+        motion: False for plain attention without the bias's parameters; all but hiding tokens is refused then.
 
     Shapes: (B, N, D) -> (B, N, D). The bias is built in fp32 outside of autocast.
 
@@ -169,7 +169,8 @@ class MotionCrossAttention(nn.Module):
         context_dim: Width of the context; None: D.
         qkv_bias: Whether the projections ``q`` and ``kv`` have a bias.
         over_time: Whether tokens may have times, whose scale s is then learned.
-        motion: False for plain attention without the bias's parameters; motion is refused then.
+        motion: False for plain attention without the bias's parameters; all but hiding tokens is refused then.
+        affinity: False leaves lambda out, for queries that have no motion: keys are damped and hidden alone.
 
     Shapes: tokens (B, N, D), context (B, M, context_dim) -> (B, N, D).
     """
@@ -183,13 +184,14 @@ class MotionCrossAttention(nn.Module):
         qkv_bias: bool = True,
         over_time: bool = False,
         motion: bool = True,
+        affinity: bool = True,
     ) -> None:
         super().__init__()
         self.heads = _checked(dim, heads)
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(context_dim or dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.motion_bias = _MotionBias(heads, over_time) if motion else None
+        self.motion_bias = _MotionBias(heads, over_time, affinity) if motion else None
 
     def forward(
         self,
@@ -208,9 +210,19 @@ class MotionCrossAttention(nn.Module):
 
 
 def _bias(layer: _MotionBias | None, queries: TokenMotion, keys: TokenMotion) -> dict[str, Any]:
-    if layer is None:
-        raise ValueError("this attention was built with motion=False")
-    return layer(queries, keys)
+    """The operator's keyword arguments; without a layer of strengths only tokens can be hidden."""
+    if layer is not None:
+        return layer(queries, keys)
+    if any(value is not None for tokens in (queries, keys) for value in tokens[:4]):
+        raise ValueError("this attention was built with motion=False; only visible may be given")
+    return {"key_bias": _hiding(keys.visible)}
+
+
+def _hiding(visible: Tensor | None) -> Tensor | None:
+    """(B, M) bias of 0, -inf for tokens that are not visible."""
+    if visible is None:
+        return None
+    return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
 
 
 def _checked(dim: int, heads: int) -> int:
