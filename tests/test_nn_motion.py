@@ -68,6 +68,7 @@ def set_strengths(layer: MotionAttention, affinity: float, damping: float) -> No
     assert layer.motion_bias is not None
     with torch.no_grad():
         for raw, value in ((layer.motion_bias.raw_affinity, affinity), (layer.motion_bias.raw_damping, damping)):
+            assert raw is not None
             raw.copy_(torch.tensor(value, dtype=torch.float64).expm1().log())
 
 

@@ -30,9 +30,8 @@ class FusionEncoder(nn.Module):
     and hybrid tokens have no motion and are never damped. The last block computes the hybrid tokens alone, for nothing
     else of it is used; in it the affinity of motions has no say, because they have none, but damping has.
 
-    With ``scope="clip"`` all frames of a clip see each other, one hybrid token a frame; time enters as a bias of attention,
-    -lambda_h s^2 (t_i - t_j)^2 / 2 for all tokens alike, so
-    that a static clip gives what its image gives.
+    With ``scope="clip"`` all frames of a clip see each other, one hybrid token a frame; time enters as a bias of
+    attention, -lambda_h s^2 (t_i - t_j)^2 / 2 for all tokens alike, so that a static clip gives what its image gives.
 
     Args:
         dim: Width D.
