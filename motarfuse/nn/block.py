@@ -7,6 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def checked_heads(dim: int, heads: int) -> int:
+    """The number of heads; ValueError unless it divides dim."""
+    if heads < 1 or dim % heads:
+        raise ValueError(f"heads must divide dim, got dim {dim} and heads {heads}")
+    return heads
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drops the whole branch of a sample with probability p while training.
 
@@ -51,9 +58,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, heads: int, *, qkv_bias: bool = True) -> None:
         super().__init__()
-        if heads < 1 or dim % heads:
-            raise ValueError(f"heads must divide dim, got dim {dim} and heads {heads}")
-        self.heads = heads
+        self.heads = checked_heads(dim, heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 

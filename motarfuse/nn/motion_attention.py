@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from motarfuse.nn.block import checked_heads
 from motarfuse.ops import motion_attention, motion_attention_packed, without_autocast
 
 # Added to the foreground before its logarithm: the background is damped by log(0.01) gamma, not hidden.
@@ -148,7 +149,7 @@ class MotionAttention(nn.Module):
         self, dim: int, heads: int, *, qkv_bias: bool = True, over_time: bool = False, motion: bool = True
     ) -> None:
         super().__init__()
-        self.heads = _checked(dim, heads)
+        self.heads = checked_heads(dim, heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.motion_bias = _MotionBias(heads, over_time) if motion else None
@@ -187,7 +188,7 @@ class MotionCrossAttention(nn.Module):
         affinity: bool = True,
     ) -> None:
         super().__init__()
-        self.heads = _checked(dim, heads)
+        self.heads = checked_heads(dim, heads)
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(context_dim or dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -223,9 +224,3 @@ def _hiding(visible: Tensor | None) -> Tensor | None:
     if visible is None:
         return None
     return torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, -torch.inf)
-
-
-def _checked(dim: int, heads: int) -> int:
-    if heads < 1 or dim % heads:
-        raise ValueError(f"heads must divide dim, got dim {dim} and heads {heads}")
-    return heads
