@@ -21,6 +21,7 @@ from motarfuse import _build  # noqa: E402
 
 OPERATORS = "motarfuse._C"
 HOST = "motarfuse._host"
+WEIGHTS = "motarfuse.models.weights"  # a folder without modules
 
 
 class CleanBuild(build):
@@ -75,9 +76,12 @@ def report(outcome: _build.Outcome) -> None:
 # The sources travel with the package, so that `motarfuse build` compiles an installed one too.
 sources = {f"motarfuse.{folder.replace('/', '.')}": folder for folder in ("csrc", "csrc/cpu", "csrc/cuda", "csrc/host")}
 setup(
-    packages=[*find_packages(include=["motarfuse", "motarfuse.*"]), "motarfuse.kernels", *sources],
+    packages=[*find_packages(include=["motarfuse", "motarfuse.*"]), "motarfuse.kernels", WEIGHTS, *sources],
     package_dir={"motarfuse": "motarfuse", "motarfuse.kernels": "kernels", **sources},
-    package_data={package: ["*.h", "*.cuh", "*.cpp", "*.cu"] for package in sources},
+    package_data={
+        **{package: ["*.h", "*.cuh", "*.cpp", "*.cu"] for package in sources},
+        WEIGHTS: ["*.safetensors", "*.json", "*.md"],
+    },
     ext_modules=[Extension(name, sources=[], optional=True) for name in (HOST, OPERATORS)],
     cmdclass={"build": CleanBuild, "build_ext": BuildNative},
 )

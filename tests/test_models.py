@@ -247,6 +247,58 @@ def test_own_weights_load_and_camera_embeddings_may_be_missing(tmp_path: Path) -
     assert "1 missing (camera_embed)" in str(report)
 
 
+def test_a_name_beside_the_backbone_is_not_taken_for_the_backbones(tmp_path: Path) -> None:
+    source = {name: tensor for name, tensor in timm_state(grid=(4, 2)).items() if not name.startswith("head")}
+    state = {f"backbone.{name}": tensor for name, tensor in source.items()} | {"norm.weight": torch.zeros(96)}
+    save_file(state, tmp_path / "model.safetensors")
+    for order in (sorted(state), sorted(state, reverse=True)):
+        torch.save({name: state[name] for name in order}, tmp_path / "model.pth")
+        model = small()
+        assert load_pretrained(model, tmp_path / "model.pth").unexpected == ["norm.weight"]
+        assert torch.equal(model.backbone.norm.weight, source["norm.weight"])
+
+
+def test_a_transposed_matrix_and_layer_scale_are_refused(tmp_path: Path) -> None:
+    state = timm_state()
+    turned = state | {"blocks.1.mlp.fc1.weight": state["blocks.1.mlp.fc1.weight"].T.contiguous()}
+    save_file(turned, tmp_path / "turned.safetensors")
+    with pytest.raises(CheckpointError, match=r"fc1\.weight has shape \(96, 384\), this network needs \(384, 96\)"):
+        load_pretrained(small(), tmp_path / "turned.safetensors")
+    save_file(state | {"blocks.1.ls1.gamma": torch.ones(96)}, tmp_path / "scaled.safetensors")
+    with pytest.raises(CheckpointError, match=r"blocks\.1\.ls1\.gamma, with which this network cannot compute"):
+        load_pretrained(small(), tmp_path / "scaled.safetensors")
+
+
+def test_a_patch_projection_kept_as_a_matrix_loads(tmp_path: Path) -> None:
+    state = timm_state()
+    flat = state | {"patch_embed.proj.weight": state["patch_embed.proj.weight"].flatten(1)}
+    save_file(flat, tmp_path / "vit.safetensors")
+    model = small()
+    load_pretrained(model, tmp_path / "vit.safetensors")
+    assert torch.equal(model.backbone.patch_embed.proj.weight, state["patch_embed.proj.weight"])
+
+
+def test_a_deeper_files_last_blocks_are_left_out_and_reported(tmp_path: Path) -> None:
+    save_file(timm_state(depth=5), tmp_path / "deep.safetensors")
+    report = load_pretrained(small(), tmp_path / "deep.safetensors")
+    assert "blocks.4.attn.qkv.weight" in report.unexpected
+
+
+def test_motar_fuse_takes_a_public_vit_and_keeps_its_adapters(tmp_path: Path) -> None:
+    state = timm_state(grid=(4, 2))
+    save_file(state, tmp_path / "vit.safetensors")
+    model: Any = build_model("motar_fuse", **SMALL)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = load_pretrained(model, tmp_path / "vit.safetensors")
+    assert report.missing == sorted(
+        name.removeprefix("backbone.") for name in before if name.startswith("backbone.adapters.")
+    )
+    for name, tensor in model.state_dict().items():
+        inner = name.removeprefix("backbone.")
+        kept = not name.startswith("backbone.") or inner in report.missing
+        assert torch.equal(tensor, before[name] if kept else state[inner]), name
+
+
 def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     save_file(timm_state(), tmp_path / "vit.safetensors")
     content = (tmp_path / "vit.safetensors").read_bytes()

@@ -65,7 +65,7 @@ def test_frames_see_each_other_in_a_clip_and_only_there() -> None:
     other[:, 1] += 1
     for scope, same in (("frame", True), ("clip", False)):
         # Without motion, which looks at neighbours by itself.
-        module = encoder(scope=scope, motion=False).eval()
+        module = encoder(scope=scope, motion=False, gated=False).eval()
         first, second = (fused(module, parts_of, frames).hybrid[:, 0] for frames in (clip, other))
         assert torch.equal(first, second) is same
 
@@ -149,7 +149,7 @@ def test_the_last_block_is_a_whole_block_of_which_the_hybrid_tokens_are_taken(
 
 
 def test_without_motion_the_descriptor_is_not_read() -> None:
-    module, parts_of = encoder(motion=False).eval(), decoder().eval()
+    module, parts_of = encoder(motion=False, gated=False).eval(), decoder().eval()
     tokens = normal(2)(2, 1, CELLS, DIM)
     parts, states = parts_of(tokens)
     spoilt = states[-1]._replace(descriptor=torch.full_like(states[-1].descriptor, torch.nan))

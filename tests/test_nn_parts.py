@@ -230,7 +230,7 @@ def test_training_moves_the_canonical_posture_by_frames_that_are_there_and_copie
     other(torch.where(mask[..., None, None], clip, -clip), mask)
     torch.testing.assert_close(other.canonical.keypoints, module.canonical.keypoints)
     torch.testing.assert_close(other.scale.square, module.scale.square)
-    still(clip, mask, update=False)
+    still(clip, mask, counted=torch.zeros(2, dtype=torch.bool))
     assert torch.equal(still.canonical.keypoints, before)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from motarfuse.retrieval import SCORES
+
 
 def positive_integer(text: str) -> int:
     """An integer of at least 1; argparse turns the error into a usage message."""
@@ -19,12 +21,28 @@ def positive_integer(text: str) -> int:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """The checkpoint whose network is to be used."""
-    parser.add_argument("checkpoint", metavar="RUN_OR_CHECKPOINT", help="a run's folder (its latest checkpoint) or one")
+    parser.add_argument(
+        "checkpoint",
+        metavar="RUN_OR_CHECKPOINT",
+        help="a run's folder (its latest checkpoint), a checkpoint's, or a packaged network's name (nano-synthped)",
+    )
+
+
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """Which of a network's scores counts."""
+    parser.add_argument(
+        "--score",
+        choices=("auto", *SCORES),
+        default="auto",
+        help="what is compared: feature, body parts, or the sum of both scores (auto, default: sum if there are parts)",
+    )
 
 
 def add_encoding(parser: argparse.ArgumentParser) -> None:
     """How images become features: where, how many at once and in which precision."""
-    parser.add_argument("--flip", action="store_true", help="average features of each image and its mirror image")
+    parser.add_argument(
+        "--flip", action="store_true", help="average features (not parts) of each image and its mirror image"
+    )
     parser.add_argument(
         "--batch-size", type=positive_integer, default=128, metavar="N", help="images a forward pass (default: 128)"
     )

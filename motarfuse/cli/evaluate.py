@@ -7,17 +7,22 @@ import re
 from pathlib import Path
 
 from motarfuse import console
-from motarfuse.cli.arguments import add_checkpoint, add_encoding, encoding
+from motarfuse.cli.arguments import add_checkpoint, add_encoding, add_score, encoding
 from motarfuse.cli.train import evaluation_table
 from motarfuse.engine.checkpoint import find_checkpoint
 from motarfuse.engine.config import check_set_name
 from motarfuse.engine.evaluator import evaluate_checkpoint
 from motarfuse.engine.outputs import make_folder
+from motarfuse.models.packaged import packaged_name
 
 EXAMPLES = """
 examples:
   motarfuse evaluate runs/first --data data/synthped/occluded
+  motarfuse evaluate runs/second --data data/synthped/occluded --score parts
   motarfuse evaluate runs/first/checkpoints/step-00000300 --data Market-1501-v15.09.15 --kind market1501 --flip
+
+A network with body parts gives three scores: the cosine of features, the visibility-weighted parts, and their sum. All
+are printed; --score says which one the rank lists are of.
 
 The numbers, the protocol behind them and the rank lists of 24 queries go to evaluations/NAME.json of the run, where
 `motarfuse report` finds them.
@@ -30,9 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kind", default="auto", help="its layout: market1501, folder, csv or auto (default)")
     parser.add_argument("--name", help="name of the evaluation (default: that of the dataset's folder or table)")
     parser.add_argument("--metric", default="cosine", choices=("cosine", "euclidean"), help="default: cosine")
+    add_score(parser)
     parser.add_argument("--protocol", default="market1501", help="junk rule (default: market1501)")
     add_encoding(parser)
-    parser.add_argument("--out", metavar="RUN", help="folder for evaluations/NAME.json (default: the checkpoint's run)")
+    parser.add_argument(
+        "--out",
+        metavar="RUN",
+        help="folder for evaluations/NAME.json (default: the checkpoint's run; runs/NAME for a packaged network)",
+    )
     parser.epilog = EXAMPLES
 
 
@@ -40,8 +50,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.name or _name_of(Path(args.data).resolve())
     check_set_name("--name", name)
     folder = find_checkpoint(args.checkpoint)
-    # <run>/checkpoints/step-...: a checkpoint that was copied elsewhere gets its evaluations beside itself.
-    out = Path(args.out) if args.out else folder.parent.parent if folder.parent.name == "checkpoints" else folder.parent
+    out = Path(args.out) if args.out else _run_of(folder)
     make_folder(out / "evaluations")  # before minutes of encoding, not after
     evaluation = evaluate_checkpoint(
         folder,
@@ -50,12 +59,22 @@ def run(args: argparse.Namespace) -> int:
         name=name,
         protocol=args.protocol,
         metric=args.metric,
+        score=args.score,
         out=out,
         **encoding(args),
     )
     console.console.print(evaluation_table([evaluation]))
     console.info(f"written to {out / 'evaluations' / f'{name}.json'}")
     return 0
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The run that a checkpoint's evaluations belong to."""
+    packaged = packaged_name(checkpoint)
+    if packaged is not None:
+        return Path("runs") / packaged  # it has none, and the installation is no place for results
+    # <run>/checkpoints/step-...: a checkpoint that was copied elsewhere gets its evaluations beside itself.
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint.parent
 
 
 def _name_of(data: Path) -> str:

@@ -18,8 +18,9 @@ examples:
   motarfuse extract runs/first crops/ features/ --shard 1/2
   motarfuse extract runs/first crops/ features/ --merge
 
-Writes features.safetensors (tensor `feature`: a row an image, float32), table.csv (path, pid, camid; a line an image)
-and manifest.json. `motarfuse search` finds a query image in them.
+Writes features.safetensors (tensor `feature`: a row an image, float32; of a network with body parts also
+`part_features` and `part_visibility`), table.csv (path, pid, camid; a line an image) and manifest.json.
+`motarfuse search` finds a query image in them.
 """
 
 

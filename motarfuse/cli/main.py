@@ -19,7 +19,9 @@ VERBS = {
     "evaluate": "mAP, CMC and mINP of a checkpoint on a dataset",
     "extract": "features of a folder of person crops",
     "search": "find a query image in extracted features",
+    "parts": "the learned body parts against the drawn ones of SynthPed",
     "report": "one self-contained HTML page of a run",
+    "compare": "train rows over seeds and data sets; tables, intervals and a page of what differs",
     "data": "synth: draw a dataset; check: say what a dataset folder holds",
     "build": "compile the native parts in place",
     "doctor": "what works here, what does not, why, and what to do",
@@ -33,7 +35,7 @@ examples:
   motarfuse VERB --help                         explains a verb, with examples
 """
 # What takes long and can be given again after an interrupt.
-RESUMED = ("demo", "train")
+RESUMED = ("demo", "train", "compare")
 
 
 def build_parser(verb: str | None) -> argparse.ArgumentParser:

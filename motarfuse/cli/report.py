@@ -13,6 +13,9 @@ EPILOG = """\
 The page holds everything itself (crops, charts, style) and asks for nothing from a network: it can be sent by mail,
 opened on a phone and printed. It can be made while the run is still going.
 
+Of a network that finds parts it also shows these: the latest checkpoint is run over a few of the evaluation's images,
+on the CPU, for masks, keypoints, motion and what matches between people.
+
 The crops in it are the dataset's own. Where these are real people, treat the page as you treat the dataset.
 
 example:

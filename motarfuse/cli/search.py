@@ -8,20 +8,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from motarfuse.cli.arguments import add_score
 from motarfuse.console import console, info, warn
 from motarfuse.data.images import read_image
-from motarfuse.engine.checkpoint import MODEL, file_sha256, find_checkpoint, load_model
+from motarfuse.engine.checkpoint import describe_checkpoint, find_checkpoint, load_model, locate_checkpoint
 from motarfuse.engine.device import choose_device
 from motarfuse.engine.extractor import encode
 from motarfuse.engine.outputs import make_folder, write_bytes
 from motarfuse.errors import CheckpointError, ConfigError, OutputError
-from motarfuse.retrieval import METRICS, search
+from motarfuse.retrieval import METRICS, SCORES, PersonFeatures, choose_score, search
 from motarfuse.retrieval.feature_folder import FeatureFolder, read_features
+from motarfuse.retrieval.scores import ScoreBlocks
 from motarfuse.viz.crops import load_crop
 from motarfuse.viz.rank_list import RankEntry, draw_rank_list
 
@@ -30,7 +33,9 @@ DEFAULT_OUT = Path("rank.png")
 
 EPILOG = """\
 The query is encoded by the model that made the features; it is found through the features' manifest and recognised by
-its SHA-256. Where the query itself is one of the images, its identity is known and right and wrong results are marked.
+its SHA-256. Features of a network with body parts are compared by the cosine of the whole person's feature, by the
+parts weighted with their visibility, and by the sum of both; --score says by which the results are ordered. Where the
+query itself is one of the images, its identity is known and right and wrong results are marked.
 
 example:
   motarfuse extract runs/demo/run crops/ features/
@@ -46,8 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metric", choices=METRICS, default="cosine", help="how features are compared (default cosine)"
     )
+    add_score(parser)
     parser.add_argument(
-        "--checkpoint", type=Path, metavar="PATH", help="where the model is now, if it has moved: a run or a checkpoint"
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="where the model is now, if it has moved: a run, a checkpoint or a packaged network's name",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help=f"the picture (default {DEFAULT_OUT}; with --json none unless given)"
@@ -67,12 +76,22 @@ def run(args: argparse.Namespace) -> int:
     k = min(DEFAULT_K, size) if args.k is None else args.k
     if not 1 <= k <= size:
         raise ConfigError(f"-k {k}: {gallery.path} holds {size} images, supported are 1 to {size}")
-    results = find(args.query, gallery, k, metric=args.metric, checkpoint=args.checkpoint, device=args.device)
-    score_name = "score" if args.metric == "cosine" else "distance"
+    score = _score_of(args.score, args.metric, gallery)
+    results = find(
+        args.query,
+        gallery,
+        k,
+        metric=args.metric,
+        score=score,
+        checkpoint=args.checkpoint,
+        device=args.device,
+        announce=not args.json,
+    )
     if args.json:
-        print(json.dumps({"query": str(args.query), "metric": args.metric, "results": results}, indent=2))
+        answer = {"query": str(args.query), "metric": args.metric, "score": score, "results": results}
+        print(json.dumps(answer, indent=2))
     else:
-        console.print(_table(results, score_name))
+        console.print(_table(results, args.metric, score))
     if picture is not None:
         _draw(query, results, picture, f"{args.query.name} in {size:,} images")
         if not args.json:
@@ -80,19 +99,45 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _score_of(score: str, metric: str, gallery: FeatureFolder) -> str:
+    """The score that is asked for, or the one that ``auto`` stands for.
+
+    Raises:
+        ConfigError: The features do not allow it.
+    """
+    parts = gallery.features.has_parts
+    if score in ("parts", "sum") and not parts:
+        raise ConfigError(
+            f"--score {score}: {gallery.path} holds no parts; use --score feature, or extract with a network "
+            "that has parts"
+        )
+    try:
+        return choose_score(score, metric, query_parts=parts, gallery_parts=parts)
+    except ValueError as error:
+        raise ConfigError(f"--score {score}: {error}") from error
+
+
 def find(
-    query: Path, gallery: FeatureFolder, k: int, *, metric: str, checkpoint: Path | None, device: str
+    query: Path,
+    gallery: FeatureFolder,
+    k: int,
+    *,
+    metric: str,
+    score: str,
+    checkpoint: Path | None,
+    device: str,
+    announce: bool = True,
 ) -> list[dict[str, Any]]:
-    """The k best images for a query image: rank, score, path, labels, match, is_query.
+    """The k best images for a query image: rank, score, every score by name, path, labels, match, is_query.
 
     Raises:
         CheckpointError: The model is not there, is another one, or the features are damaged.
         DataError: The query cannot be read.
     """
     target = choose_device(device)
-    model, _ = load_model(_model_of(gallery, checkpoint), device=target)
+    model, _ = load_model(_model_of(gallery, checkpoint), device=target, announce=announce)
     manifest = gallery.manifest
-    feature, _ = encode(
+    person, _ = encode(
         model,
         [query],
         device=target,
@@ -101,7 +146,8 @@ def find(
         workers=1,
     )
     try:
-        scores, indices = search(feature, gallery.features, k, metric=metric)
+        values, indices = search(person, gallery.features, k, metric=metric, score=score)
+        others = _other_scores(person, gallery.features.select(indices[0]), score) if metric == "cosine" else {}
     except ValueError as error:
         raise CheckpointError(f"{gallery.path}: {error}") from error
     resolved = query.resolve()
@@ -109,22 +155,31 @@ def find(
     return [
         {
             "rank": rank,
-            "score": score,
+            "score": value,
+            "scores": {score: value, **{name: other[rank - 1] for name, other in others.items()}},
             "pid": gallery.pids[index],
             "camid": gallery.camids[index],
             "match": gallery.pids[index] == own if own != -1 and gallery.pids[index] != -1 else None,
             "is_query": gallery.paths[index].resolve() == resolved,
             "path": str(gallery.paths[index]),
         }
-        for rank, (score, index) in enumerate(zip(scores[0].tolist(), indices[0].tolist(), strict=True), start=1)
+        for rank, (value, index) in enumerate(zip(values[0].tolist(), indices[0].tolist(), strict=True), start=1)
     ]
+
+
+def _other_scores(person: PersonFeatures, found: PersonFeatures, score: str) -> dict[str, list[float]]:
+    """What the other scores say of results that were ordered by ``score``."""
+    names = [name for name in SCORES if name != score] if found.has_parts else []
+    blocks = {name: ScoreBlocks(person, found, score=name) for name in names}
+    return {name: block.scores(torch.arange(1))[0].tolist() for name, block in blocks.items()}
 
 
 def _model_of(gallery: FeatureFolder, checkpoint: Path | None) -> Path:
     """The checkpoint that made the features; features of another model have nothing to do with this one's."""
     try:
-        folder = find_checkpoint(checkpoint if checkpoint is not None else gallery.checkpoint_path)
-        found = file_sha256(folder / MODEL)
+        noted = gallery.manifest["checkpoint"]
+        folder = find_checkpoint(checkpoint) if checkpoint is not None else locate_checkpoint(noted)
+        found = describe_checkpoint(folder, noted.get("step", 0))["sha256"]
     except CheckpointError as error:
         if checkpoint is not None:
             raise
@@ -132,8 +187,6 @@ def _model_of(gallery: FeatureFolder, checkpoint: Path | None) -> Path:
             f"the model that made {gallery.path} is not at {gallery.checkpoint_path} any more ({error}); "
             "say where it is with --checkpoint, or extract again"
         ) from error
-    except OSError as error:
-        raise CheckpointError(f"{folder / MODEL} cannot be read: {error.strerror or error}") from error
     if found != gallery.checkpoint_sha256:
         raise CheckpointError(
             f"{gallery.path} holds features of another model than {folder} (SHA-256 {gallery.checkpoint_sha256[:12]} "
@@ -142,10 +195,14 @@ def _model_of(gallery: FeatureFolder, checkpoint: Path | None) -> Path:
     return folder
 
 
-def _table(results: list[dict[str, Any]], score_name: str) -> Table:
+def _table(results: list[dict[str, Any]], metric: str, score: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("rank", justify="right")
-    table.add_column(score_name, justify="right")
+    several = len(results[0]["scores"]) > 1
+    table.add_column("distance" if metric == "euclidean" else score if several else "score", justify="right")
+    others = [name for name in results[0]["scores"] if name != score]
+    for name in others:
+        table.add_column(name, justify="right")
     table.add_column("pid", justify="right")
     table.add_column("camid", justify="right")
     marked = any(result["match"] is not None for result in results)
@@ -157,7 +214,8 @@ def _table(results: list[dict[str, Any]], score_name: str) -> Table:
         match = {True: "[green]right[/]", False: "[red]wrong[/]", None: "-"}[result["match"]]
         if result["is_query"]:
             match = "the query"
-        cells = [str(result["rank"]), f"{result['score']:.4f}", *(_known(result[key]) for key in ("pid", "camid"))]
+        scores = [f"{result['scores'][name]:.4f}" for name in (score, *others)]
+        cells = [str(result["rank"]), *scores, *(_known(result[key]) for key in ("pid", "camid"))]
         table.add_row(*cells, *([match] if marked else []), escape(result["path"]))
     return table
 

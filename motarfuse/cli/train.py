@@ -50,16 +50,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluation_table(evaluations: list[Evaluation]) -> Table:
-    """The metrics of evaluations in per cent, a row each."""
-    table = Table(box=box.SIMPLE_HEAD)
+    """The metrics of evaluations in per cent: a row each, or one for each score of a network with parts."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # with scores, 80 columns are few
     table.add_column("set")
+    several = any(len(evaluation.scores) > 1 for evaluation in evaluations)
+    if several:
+        table.add_column("score")
     for title in ("mAP", "Rank-1", "Rank-5", "Rank-10", "mINP", "queries", "gallery"):
         table.add_column(title, justify="right")
     for evaluation in evaluations:
-        metrics = evaluation.metrics
-        shares = [f"{100 * metrics[key]:.1f}" for key in ("mAP", "rank1", "rank5", "rank10", "mINP")]
-        queries = f"{metrics['num_valid']:,}"
-        if metrics["num_valid"] != metrics["num_query"]:
-            queries += f" of {metrics['num_query']:,}"
-        table.add_row(evaluation.name, *shares, queries, f"{metrics['num_gallery']:,}")
+        for score, metrics in evaluation.scores.items():
+            shares = [f"{100 * metrics[key]:.1f}" for key in ("mAP", "rank1", "rank5", "rank10", "mINP")]
+            queries = f"{metrics['num_valid']:,}"
+            if metrics["num_valid"] != metrics["num_query"]:
+                queries += f" of {metrics['num_query']:,}"
+            name = evaluation.name if score == evaluation.score else ""
+            cells = [name, score] if several else [name]
+            table.add_row(*cells, *shares, queries, f"{metrics['num_gallery']:,}")
     return table

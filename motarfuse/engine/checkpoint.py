@@ -1,7 +1,8 @@
 """Checkpoints: a folder of safetensors and JSON, written atomically, checked by hash, loaded without running code.
 
 ``checkpoints/step-00000300/`` holds ``model.safetensors`` (the weights to use), ``training.safetensors`` (what only
-resuming needs) and ``checkpoint.json`` (step, network, config, sizes and hashes of the two).
+resuming needs) and ``checkpoint.json`` (step, network, config, sizes and hashes of the two). Wherever a checkpoint is
+only read, the name of a packaged network does as well.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from motarfuse.engine.outputs import atomic_folder, output_errors, tensor_bytes,
 from motarfuse.engine.settings import from_mapping
 from motarfuse.errors import CheckpointError, ConfigError
 from motarfuse.models import build_model, config_class
+from motarfuse.models.packaged import known_packaged, load_packaged, packaged_card, packaged_name, packaged_path
 
 FORMAT = 1
 MODEL = "model.safetensors"
@@ -120,12 +122,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a path means: a checkpoint's folder, or the latest one of a run's folder.
+    """The checkpoint that a path means: a checkpoint's folder, the latest one of a run's folder, or a packaged network.
+
+    Args:
+        path: A folder, or the name of a packaged network; a folder or file of that name comes first.
+
+    Returns:
+        The checkpoint's folder, or a packaged network's weight file. It means itself.
 
     Raises:
         CheckpointError: There is none.
     """
     path = Path(path)
+    packaged = packaged_name(path)
+    if packaged is not None:
+        return packaged_path(packaged)
     if (path / INDEX).is_file() or (_STEP.fullmatch(path.name) and path.is_dir()):
         return path
     if path.name in (MODEL, INDEX) and path.is_file():
@@ -136,8 +147,43 @@ def find_checkpoint(path: str | Path) -> Path:
             return found[-1]
     what = "is a file" if path.is_file() else "holds no checkpoint" if path.is_dir() else "does not exist"
     raise CheckpointError(
-        f"{path} {what}; give the folder of a run, or one of its checkpoints/step-... folders with {INDEX} and {MODEL}"
+        f"{path} {what}; give the folder of a run, or one of its checkpoints/step-... folders with {INDEX} and "
+        f"{MODEL}, or the name of a packaged network where no file or folder has it ({known_packaged()})"
     )
+
+
+def describe_checkpoint(path: str | Path, step: int) -> dict[str, Any]:
+    """What a manifest notes about the checkpoint that features come from, for :func:`locate_checkpoint`.
+
+    Args:
+        path: As :func:`find_checkpoint`.
+        step: Its training step.
+
+    Returns:
+        ``path`` (absolute), ``sha256`` of the weights, ``step``, and ``packaged``: the name of a packaged network.
+
+    Raises:
+        CheckpointError: It is absent or cannot be read.
+    """
+    found = find_checkpoint(path)
+    name = packaged_name(found)
+    file = found if name is not None else found / MODEL
+    try:
+        sha256 = file_sha256(file)
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    entry = {"path": str(found.resolve()), "sha256": sha256, "step": step}
+    return entry if name is None else {**entry, "packaged": name}
+
+
+def locate_checkpoint(entry: Mapping[str, Any]) -> Path:
+    """The checkpoint that a manifest's entry means; a packaged network is found where this installation has it.
+
+    Raises:
+        CheckpointError: It is not there any more.
+    """
+    name = entry.get("packaged")
+    return find_checkpoint(str(entry["path"])) if name is None else packaged_path(str(name))
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -167,13 +213,22 @@ def load_checkpoint(path: str | Path, *, training: bool = True) -> Checkpoint:
     """Loads a checkpoint and checks its files against the sizes and hashes that it names.
 
     Args:
-        path: A checkpoint's folder, or a run's for its latest.
+        path: A checkpoint's folder, a run's for its latest, or the name of a packaged network.
         training: Whether to load what only resuming needs.
 
     Raises:
-        CheckpointError: It is absent, truncated or damaged; the file is named, and which older checkpoint is intact.
+        CheckpointError: It is absent, truncated or damaged; the file is named, and which older checkpoint is intact. Or
+            it is a packaged network, and ``training`` was asked for.
     """
     folder = find_checkpoint(path)
+    packaged = packaged_name(folder)
+    if packaged is not None and training:
+        raise CheckpointError(
+            f"{packaged} is a packaged network, which holds no state of its training to go on from; "
+            f"train.initial={packaged} starts from its weights"
+        )
+    if packaged is not None:
+        return Checkpoint(folder, packaged_card(packaged), load_packaged(packaged).state_dict(), {})
     try:
         metadata = read_metadata(folder)
         model = _read_tensors(folder / MODEL, metadata)
@@ -183,16 +238,25 @@ def load_checkpoint(path: str | Path, *, training: bool = True) -> Checkpoint:
     return Checkpoint(folder, metadata, model, rest)
 
 
-def load_model(path: str | Path, *, device: str | torch.device = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+def load_model(
+    path: str | Path, *, device: str | torch.device = "cpu", announce: bool = True
+) -> tuple[nn.Module, dict[str, Any]]:
     """The network of a checkpoint in evaluation mode, and the checkpoint's metadata.
 
     Args:
-        path: A checkpoint's folder, or a run's for its latest.
+        path: A checkpoint's folder, a run's for its latest, or the name of a packaged network.
         device: Where to put the network.
+        announce: Whether to print, once a process, what a packaged network was trained on.
+
+    Returns:
+        The network, and ``step``, ``model`` (name and config) and more: ``checkpoint.json``, or the network's card.
 
     Raises:
         CheckpointError: The checkpoint is absent or damaged, or its weights do not fit the network that it names.
     """
+    packaged = packaged_name(find_checkpoint(path))
+    if packaged is not None:
+        return load_packaged(packaged, device=device, announce=announce), packaged_card(packaged)
     checkpoint = load_checkpoint(path, training=False)
     name, values = checkpoint.metadata["model"]["name"], checkpoint.metadata["model"]["config"]
     try:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from motarfuse.data import AugmentConfig
+from motarfuse.data import AugmentConfig, OccludedCopyConfig
 from motarfuse.engine.settings import (
     describe,
     flatten,
@@ -75,7 +75,7 @@ class OptimConfig:
 
 @dataclass
 class LossConfig:
-    """Identity and triplet loss."""
+    """Identity and triplet loss and, of networks with parts, motion consistency."""
 
     id_weight: float = _option(1.0, "weight of the identity loss (cross entropy after the BNNeck)")
     triplet_weight: float = _option(
@@ -86,6 +86,16 @@ class LossConfig:
     label_smoothing: float = _option(0.1, "label smoothing of the identity loss, in [0, 1)")
     margin: float | None = _option(None, "margin of the triplet loss; none: soft margin")
     metric: Literal["euclidean", "cosine"] = _option("euclidean", "distance of the triplet loss")
+    class_weight: float = _option(
+        1.0, "weight of the identity loss of the class token alone, beside the fused feature's"
+    )
+    motion_weight: float = _option(1.0, "weight of motion consistency, of which the following are parts; 0: none")
+    motion_ramp: float = _option(0.1, "share of the training in which motion_weight grows from 0")
+    flow_weight: float = _option(5.0, "motion between a copy and its image against the known warp")
+    occ_weight: float = _option(1.0, "covered cells are background; masks, visibility, keypoints, feature as uncovered")
+    eq_weight: float = _option(1.0, "keypoints and affines follow the known warp")
+    part_weight: float = _option(1.0, "triplet and identity loss of part features")
+    div_weight: float = _option(0.1, "parts that differ, are compact and cover a person's share of the crop")
 
 
 @dataclass
@@ -99,11 +109,16 @@ class TrainConfig:
     accumulate: int = _option(1, "batches whose gradients are averaged in one optimizer step")
     seed: int = _option(0, "of weights, batches, augmentation and stochastic depth")
     device: str = _option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    initial: str | None = _option(
+        None,
+        "run, checkpoint or packaged network to start from: all weights of the same network, but no optimizer state",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = _option("fp32", "autocast type; fp16 needs a GPU")
     ema: float = _option(0.0, "decay of an average of the weights, which is then evaluated and saved; 0: off")
     pretrained: str | None = _option(
         None,
-        "weights to start from: a timm or TransReID ViT file (safetensors or .pth), or a checkpoint folder",
+        "weights of the backbone to start from: a timm, TransReID or CLIP file (safetensors or .pth), a checkpoint "
+        "folder, or the name of a packaged network",
     )
     evaluate_every: int = _option(0, "steps between evaluations; 0: at the end only")
     checkpoint_every: int = _option(100, "steps between checkpoints; 0: at the end only")
@@ -124,6 +139,10 @@ class EvaluationConfig:
     )
     protocol: str = _option("market1501", "junk rule of the evaluation")
     metric: Literal["cosine", "euclidean"] = _option("cosine", "how features are compared")
+    score: Literal["auto", "feature", "parts", "sum"] = _option(
+        "auto",
+        "what the results are of: the person's feature, its parts, or both scores' sum; auto: the sum if it has parts",
+    )
     batch_size: int = _option(128, "images a forward pass")
     flip: bool = _option(False, "average the features of each image and its mirror image")
 
@@ -143,6 +162,7 @@ class Config:
     model: Any = field(default_factory=VitReIDConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    copy: OccludedCopyConfig = field(default_factory=OccludedCopyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -195,6 +215,19 @@ class Config:
             ("loss.id_weight", loss.id_weight >= 0, loss.id_weight, "0 or more"),
             ("loss.triplet_weight", loss.triplet_weight >= 0, loss.triplet_weight, "0 or more"),
             ("loss.label_smoothing", 0 <= loss.label_smoothing < 1, loss.label_smoothing, "in [0, 1)"),
+            *(
+                (f"loss.{name}", getattr(loss, name) >= 0, getattr(loss, name), "0 or more")
+                for name in (
+                    "class_weight",
+                    "motion_weight",
+                    "flow_weight",
+                    "occ_weight",
+                    "eq_weight",
+                    "part_weight",
+                    "div_weight",
+                )
+            ),
+            ("loss.motion_ramp", 0 <= loss.motion_ramp <= 1, loss.motion_ramp, "in [0, 1]"),
             ("loss.margin", loss.margin is None or loss.margin >= 0, loss.margin, "0 or more, or none"),
             ("evaluation.batch_size", self.evaluation.batch_size >= 1, self.evaluation.batch_size, "at least 1"),
         ]
@@ -203,6 +236,8 @@ class Config:
                 raise ConfigError(f"{key} must be {supported}, got {show(value)}")
         if loss.id_weight == 0 and loss.triplet_weight == 0:
             raise ConfigError("loss.id_weight and loss.triplet_weight are both 0: there is nothing to learn")
+        if train.initial is not None and train.pretrained is not None:
+            raise ConfigError("train.initial and train.pretrained are both set: give the one to start from")
         if optim.warmup_steps is not None and not 0 <= optim.warmup_steps < train.steps:
             raise ConfigError(
                 f"optim.warmup_steps must be less than train.steps, got {optim.warmup_steps} and {train.steps}"

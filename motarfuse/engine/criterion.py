@@ -2,40 +2,143 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from motarfuse.engine.config import LossConfig
-from motarfuse.models import ReIDOutput
-from motarfuse.nn import IdLoss, TripletLoss
+from motarfuse.models import MotarFuse, MotarFuseOutput, ReIDOutput
+from motarfuse.nn import CopyPair, IdLoss, MotionConsistencyLoss, PartState, TripletLoss
+from motarfuse.nn.motion_consistency import KnownWarp
+
+
+class Copies(NamedTuple):
+    """What is known of the changed copies, which are the last of a batch.
+
+    Attributes:
+        originals: (C,) places in the batch of the images that were copied.
+        warp: W, from coordinates of the copies to those of their originals.
+        covered: (C, N) share of each cell of the copies that an occluder hides.
+    """
+
+    originals: Tensor
+    warp: KnownWarp
+    covered: Tensor
 
 
 class ReIDCriterion(nn.Module):
-    """id_weight * L_ID(feature) + triplet_weight * L_tri(embedding).
+    """id_weight L_ID(feature) + class_weight L_ID(class feature) + triplet_weight L_tri(embedding) + lambda_mc L_mc.
+
+    The class token's own L_ID and the motion consistency L_mc are of networks with parts alone. Copies enter L_ID and
+    L_tri as the images that they are.
 
     Args:
-        dim: Width of feature and embedding.
+        model: The network, which says what there is to learn.
         num_classes: Number of training identities.
         config: Weights and options.
     """
 
-    def __init__(self, dim: int, num_classes: int, config: LossConfig) -> None:
+    def __init__(self, model: nn.Module, num_classes: int, config: LossConfig) -> None:
         super().__init__()
         self.config = config
+        dim: int = model.feature_dim  # type: ignore[assignment]
         self.identity = IdLoss(dim, num_classes, config.label_smoothing)
         self.triplet = TripletLoss(config.margin, config.metric)
+        self.class_identity: IdLoss | None = None
+        self.motion: MotionConsistencyLoss | None = None
+        if isinstance(model, MotarFuse):
+            self.grid = model.backbone.grid
+            self.with_parts = model.config.parts
+            if config.class_weight and model.fusion is not None:
+                self.class_identity = IdLoss(dim, num_classes, config.label_smoothing)
+            if config.motion_weight:
+                self.motion = MotionConsistencyLoss(
+                    dim,
+                    model.config.num_parts,
+                    num_classes,
+                    flow=config.flow_weight,
+                    occ=config.occ_weight,
+                    eq=config.eq_weight,
+                    part=config.part_weight if self.with_parts else 0.0,
+                    div=config.div_weight,
+                )
 
-    def forward(self, output: ReIDOutput, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Args: a network's output; labels (B,) in [0, C). Returns the loss and its unweighted terms, scalars.
+    def forward(
+        self, output: ReIDOutput, labels: Tensor, copies: Copies | None = None, progress: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its unweighted terms, scalars; a term of weight 0 is not computed.
 
-        A term of weight 0 is not computed.
+        Args:
+            output: Of the network.
+            labels: (B,) in [0, C), those of copies too.
+            copies: What is known of the last images, if they are copies.
+            progress: Share of the training that is done, which lambda_mc's ramp reads.
         """
+        config = self.config
         terms: dict[str, Tensor] = {}
         loss = torch.zeros((), device=labels.device)
-        if self.config.id_weight:
+        if config.id_weight:
             terms["loss_id"] = self.identity(output.feature, labels)
-            loss = loss + self.config.id_weight * terms["loss_id"]
-        if self.config.triplet_weight:
+            loss = loss + config.id_weight * terms["loss_id"]
+        if config.triplet_weight:
             terms["loss_triplet"] = self.triplet(output.embedding, labels)
-            loss = loss + self.config.triplet_weight * terms["loss_triplet"]
+            loss = loss + config.triplet_weight * terms["loss_triplet"]
+        if isinstance(output, MotarFuseOutput):
+            if self.class_identity is not None:
+                terms["loss_class"] = self.class_identity(output.class_feature, labels)
+                loss = loss + config.class_weight * terms["loss_class"]
+            if self.motion is not None:
+                value, parts = self._motion(self.motion, output, labels, copies)
+                weight = config.motion_weight * min(progress / config.motion_ramp, 1.0) if config.motion_ramp else 1.0
+                loss = loss + weight * value
+                terms["loss_motion"] = value
+                terms |= {f"loss_{name}": term for name, term in parts.items()}
+            terms |= part_health(output.states[-1])
         return loss, terms
+
+    def _motion(
+        self, motion: MotionConsistencyLoss, output: MotarFuseOutput, labels: Tensor, copies: Copies | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        pair = None
+        if copies is not None:
+            last = torch.arange(len(labels) - len(copies.originals), len(labels), device=labels.device)
+            pair = CopyPair(
+                tuple(state.take(copies.originals) for state in output.states),
+                tuple(state.take(last) for state in output.states),
+                copies.warp,
+                copies.covered,
+                output.feature[copies.originals],
+                output.feature[last],
+            )
+        return motion(
+            output.states,
+            self.grid,
+            copies=pair,
+            part_features=output.part_features if self.with_parts else None,
+            part_visibility=output.part_visibility,
+            labels=labels,
+        )
+
+
+@torch.no_grad()
+def part_health(state: PartState) -> dict[str, Tensor]:
+    """Whether the parts are alive, as scalars of a batch.
+
+    ``health/confidence``: mean heat-map confidence, 1 / N for flat maps; ``health/foreground``: mean M_fg;
+    ``health/mass_k`` and their least and largest: mean mask mass of each part; ``health/visibility``: mean v;
+    ``health/det_min`` and ``health/det_max``: range of the affines' determinants.
+    """
+    mass = state.masks[:, 1:].mean((0, 2))
+    determinants = torch.linalg.det(state.affines.float())
+    health = {
+        "confidence": state.confidence.mean(),
+        "foreground": state.foreground.mean(),
+        "visibility": state.visibility.mean(),
+        "mass_min": mass.min(),
+        "mass_max": mass.max(),
+        "det_min": determinants.min(),
+        "det_max": determinants.max(),
+    }
+    health |= {f"mass_{part}": value for part, value in enumerate(mass)}
+    return {f"health/{name}": value for name, value in health.items()}

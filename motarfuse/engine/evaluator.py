@@ -20,7 +20,16 @@ from motarfuse.engine.extractor import encode
 from motarfuse.engine.outputs import make_folder, write_json
 from motarfuse.engine.settings import require_positive
 from motarfuse.errors import ConfigError, DataError, TrainingError
-from motarfuse.retrieval import METRICS, PROTOCOLS, evaluate, rank_lists, select_queries
+from motarfuse.retrieval import (
+    METRICS,
+    PROTOCOLS,
+    SCORES,
+    EvaluationResult,
+    choose_score,
+    evaluate,
+    rank_lists,
+    select_queries,
+)
 
 TOP_K = 10
 
@@ -32,17 +41,32 @@ class Evaluation:
     Attributes:
         name: Name of the evaluation set.
         metrics: mAP, mINP, rank1, rank5, rank10 as fractions; num_valid, num_query, num_gallery.
-        record: Everything, as it is written to ``evaluations/<name>.json``.
+        record: Everything, as it is written to ``evaluations/<name>.json``. Its ``metrics``, ``cmc``, ``manifest`` and
+            ``rank_lists`` are of ``score``; ``scores`` holds metrics and ``cmc`` of every score that the network
+            gives, by name, ``queries`` their ``pid``, ``average_precision``, ``inp`` and ``first_rank``: lists over the
+            valid queries in order.
     """
 
     name: str
     metrics: dict[str, float | int]
     record: dict[str, Any]
 
+    @property
+    def score(self) -> str:
+        """What ``metrics`` is of: feature, parts or sum."""
+        return str(self.record["score"])
+
+    @property
+    def scores(self) -> dict[str, dict[str, Any]]:
+        """Metrics by score, that of ``metrics`` first."""
+        found: dict[str, dict[str, Any]] = self.record["scores"]
+        return {self.score: found[self.score], **found}
+
     def __str__(self) -> str:
         numbers = self.metrics
+        by = f" by {self.score}" if len(self.scores) > 1 else ""
         return (
-            f"{self.name}: mAP {100 * numbers['mAP']:.1f}, Rank-1 {100 * numbers['rank1']:.1f}, "
+            f"{self.name}{by}: mAP {100 * numbers['mAP']:.1f}, Rank-1 {100 * numbers['rank1']:.1f}, "
             f"Rank-5 {100 * numbers['rank5']:.1f}, mINP {100 * numbers['mINP']:.1f} "
             f"({numbers['num_valid']} queries, {numbers['num_gallery']} gallery images)"
         )
@@ -102,17 +126,18 @@ def evaluate_model(
     device: torch.device,
     precision: str = "fp32",
 ) -> Evaluation:
-    """Encodes query and gallery and scores them.
+    """Encodes query and gallery and scores them, by each score that the network gives.
 
     Args:
         model: The network; its mode is kept.
         subject: Query and gallery.
-        config: Protocol, metric, batch size, flip.
+        config: Protocol, metric, score, batch size, flip.
         step: Training step of the weights, for the record.
         device: Where to compute.
         precision: Autocast type.
 
     Raises:
+        ConfigError: A score of parts is wanted of a network that has none.
         DataError: Images cannot be read, or no query has a match among those that can.
         TrainingError: Features are not finite.
     """
@@ -129,7 +154,11 @@ def evaluate_model(
             flip=config.flip,
             description=f"{subject.name}: {title}",
         )
-        if not torch.isfinite(features).all():
+        if config.score in ("parts", "sum") and not features.has_parts:
+            raise ConfigError(
+                f"evaluation.score is {config.score}, but this network has no parts; supported are auto and feature"
+            )
+        if not features.is_finite():
             raise TrainingError(f"{subject.name}: the network's features are not finite; the training has diverged")
         sides.append((features, [store.records[index] for index in kept]))
     (query, query_records), (gallery, gallery_records) = sides
@@ -137,10 +166,18 @@ def evaluate_model(
         [np.array([getattr(record, name) for record in records]) for records in (query_records, gallery_records)]
         for name in ("pid", "camid")
     )
+    has_parts = query.has_parts
+    chosen = choose_score(config.score, config.metric, query_parts=has_parts, gallery_parts=has_parts)
+    given = SCORES if has_parts and config.metric == "cosine" else ("feature",)
+    results: dict[str, EvaluationResult] = {}
     try:
-        result = evaluate(query, gallery, *pids, *camids, protocol=config.protocol, metric=config.metric)
+        for score in given:
+            results[score] = evaluate(
+                query, gallery, *pids, *camids, protocol=config.protocol, metric=config.metric, score=score
+            )
     except ValueError as error:
         raise DataError(f"{subject.dataset.root}: {error}") from error
+    result = results[chosen]
     lists = rank_lists(
         query,
         gallery,
@@ -150,6 +187,7 @@ def evaluate_model(
         queries=select_queries(result.average_precision),
         protocol=config.protocol,
         metric=config.metric,
+        score=chosen,
     )
     root = _base(subject)
 
@@ -160,8 +198,11 @@ def evaluate_model(
         "dataset": subject.dataset.name,
         "root": str(root.resolve()),
         "step": step,
+        "score": chosen,
         "metrics": details["metrics"],
         "cmc": details["cmc"],
+        "scores": {score: {**found.metrics, "cmc": found.to_dict()["cmc"]} for score, found in results.items()},
+        "queries": {score: _per_query(found, pids[0]) for score, found in results.items()},
         "manifest": {
             **details["manifest"],
             "motarfuse": __version__,
@@ -199,6 +240,17 @@ def evaluate_model(
     return Evaluation(subject.name, details["metrics"], record)
 
 
+def _per_query(result: EvaluationResult, pids: np.ndarray) -> dict[str, list[int] | list[float]]:
+    """What was found for each valid query, in the queries' order."""
+    valid = result.first_rank > 0
+    return {
+        "pid": pids[valid].tolist(),
+        "average_precision": [round(value, 6) for value in result.average_precision[valid].tolist()],
+        "inp": [round(value, 6) for value in result.inp[valid].tolist()],
+        "first_rank": result.first_rank[valid].tolist(),
+    }
+
+
 def _path(record: ImageRecord, root: Path) -> str:
     """The image's path below the dataset's root where it is, else absolute; always with slashes."""
     inside = record.path.is_relative_to(root)
@@ -209,11 +261,20 @@ def check_evaluation(config: EvaluationConfig) -> None:
     """Checks the names that the retrieval room owns.
 
     Raises:
-        ConfigError: An unknown protocol or metric.
+        ConfigError: An unknown protocol, metric or score, or a score of parts under a metric but cosine.
     """
-    for key, value, known in (("protocol", config.protocol, PROTOCOLS), ("metric", config.metric, METRICS)):
+    for key, value, known in (
+        ("protocol", config.protocol, sorted(PROTOCOLS)),
+        ("metric", config.metric, METRICS),
+        ("score", config.score, ("auto", *SCORES)),
+    ):
         if value not in known:
-            raise ConfigError(f"evaluation.{key} must be one of {', '.join(sorted(known))}, got {value!r}")
+            raise ConfigError(f"evaluation.{key} must be one of {', '.join(known)}, got {value!r}")
+    if config.metric != "cosine" and config.score in ("parts", "sum"):
+        raise ConfigError(
+            f"evaluation.score is {config.score} and evaluation.metric {config.metric}; parts are compared by "
+            "cosine only"
+        )
 
 
 def write_evaluation(evaluation: Evaluation, run_dir: Path) -> Path:
@@ -228,7 +289,7 @@ def write_evaluation(evaluation: Evaluation, run_dir: Path) -> Path:
 
 
 def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationConfig, step: int) -> Evaluation | None:
-    """The evaluation that a run holds, if it is of this step, dataset and protocol; None otherwise."""
+    """The evaluation that a run holds, if it is of this step, dataset, protocol and score; None otherwise."""
     path = run_dir / "evaluations" / f"{subject.name}.json"
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -239,11 +300,15 @@ def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationCon
             manifest["protocol"]["name"],
             manifest["metric"],
             manifest["features"]["flip"],
+            record["score"],
         )
+        # Which score `auto` is depends on the network, and the record tells which scores that has.
+        best = "sum" if "sum" in record["scores"] else "feature"
         metrics = record["metrics"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent, or not ours: it is made anew
-    wanted = (step, str(_base(subject).resolve()), config.protocol, config.metric, config.flip)
+    score = best if config.score == "auto" else config.score
+    wanted = (step, str(_base(subject).resolve()), config.protocol, config.metric, config.flip, score)
     return Evaluation(subject.name, metrics, record) if found == wanted else None
 
 
@@ -261,6 +326,7 @@ def evaluate_checkpoint(
     name: str = "test",
     protocol: str = "market1501",
     metric: Literal["cosine", "euclidean"] = "cosine",
+    score: Literal["auto", "feature", "parts", "sum"] = "auto",
     batch_size: int = 128,
     flip: bool = False,
     device: str = "auto",
@@ -271,10 +337,10 @@ def evaluate_checkpoint(
     """Evaluates a checkpoint on a dataset.
 
     Args:
-        checkpoint: A run's folder, or a checkpoint's.
+        checkpoint: A run's folder, a checkpoint's, or the name of a packaged network.
         root, kind: The dataset.
         name: Name of the evaluation, and of the file it is written to.
-        protocol, metric: What is counted and how features are compared.
+        protocol, metric, score: What is counted, how features are compared, and which score the results are of.
         batch_size, flip, device, precision, workers: How images are encoded.
         out: Run folder in which ``evaluations/<name>.json`` is written; None writes nothing.
 
@@ -283,7 +349,7 @@ def evaluate_checkpoint(
     """
     check_set_name("name", name)
     require_positive(batch_size=batch_size, workers=workers)
-    config = EvaluationConfig(protocol=protocol, metric=metric, batch_size=batch_size, flip=flip)
+    config = EvaluationConfig(protocol=protocol, metric=metric, score=score, batch_size=batch_size, flip=flip)
     check_evaluation(config)
     target = choose_device(device)
     folder = find_checkpoint(checkpoint)

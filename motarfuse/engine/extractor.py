@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from motarfuse import __version__, console
 from motarfuse.data import KINDS, EvalTransform, ImageRecord, ImageStore, Skipped, load_dataset
 from motarfuse.data.files import scan_images
-from motarfuse.engine.checkpoint import MODEL, file_sha256, find_checkpoint, load_model
+from motarfuse.engine.checkpoint import describe_checkpoint, find_checkpoint, load_model
 from motarfuse.engine.device import autocast, choose_device
 from motarfuse.engine.outputs import atomic_folder, tensor_bytes, write_json, write_synced
 from motarfuse.engine.settings import require_positive
 from motarfuse.errors import CheckpointError, DataError
+from motarfuse.retrieval import PersonFeatures
 
 FEATURES = "features.safetensors"
 TABLE = "table.csv"
@@ -55,8 +56,8 @@ def encode(
     flip: bool = False,
     workers: int = 2,
     description: str = "encoding",
-) -> tuple[Tensor, list[int]]:
-    """Features of images in their order.
+) -> tuple[PersonFeatures, list[int]]:
+    """Features of images in their order, with body parts where the network has them.
 
     Args:
         model: A network, in whatever mode; it is evaluated in evaluation mode and given back as it was.
@@ -64,12 +65,14 @@ def encode(
         batch_size: Images a forward pass; the features do not depend on it beyond rounding.
         device: Where to compute; the model is moved there.
         precision: "fp32", "bf16" or "fp16" (autocast).
-        flip: Whether to average the features of each image and of its mirror image.
+        flip: Whether to average ``feature`` over each image and its mirror image. Parts are those of the image as it
+            is: a mirror image swaps left and right, so that its part k may be another limb with another visibility.
         workers: Decoding threads, for paths.
         description: Text of the progress bar.
 
     Returns:
-        float32 (n, D) on the CPU, and the n indices into ``images.records`` (or into the paths) that could be read.
+        Features in float32 on the CPU, D values an image and L (D + 1) more for L parts; and the n indices into
+        ``images.records`` (or into the paths) that could be read.
 
     Raises:
         DataError: No image can be read.
@@ -89,7 +92,7 @@ def encode(
             )
     transform = EvalTransform()
     camids = torch.tensor(images.camids)
-    rows: list[Tensor] = []
+    table: dict[str, Tensor] = {}
     kept: list[int] = []
     was_training = model.training
     model.to(device).eval()
@@ -99,17 +102,24 @@ def encode(
                 batch = transform(pixels.to(device, non_blocking=True))
                 cameras = camids[indices].to(device)
                 with autocast(device, precision):
-                    feature = model(batch, cameras).feature.float()
+                    found = {
+                        name: tensor.float()
+                        for name, tensor in PersonFeatures.of(model(batch, cameras)).tensors.items()
+                    }
                     if flip:
-                        feature = (feature + model(batch.flip(-1), cameras).feature.float()) / 2
-                rows.append(feature.cpu())
+                        found["feature"] = (found["feature"] + model(batch.flip(-1), cameras).feature.float()) / 2
+                for name, tensor in found.items():
+                    # Made once at full size: joining batches in the end would take all of it twice.
+                    if name not in table:
+                        table[name] = torch.empty(len(images), *tensor.shape[1:], dtype=torch.float32)
+                    table[name][len(kept) : len(kept) + len(indices)] = tensor
                 kept.extend(indices)
                 bar.advance(bar.task_ids[0], len(indices))
     finally:
         model.train(was_training)
-    if not rows:
+    if not kept:
         raise DataError(f"none of the {len(images)} images can be read")
-    return torch.cat(rows), kept
+    return PersonFeatures.from_tensors(table).select(slice(len(kept))), kept
 
 
 def source_records(source: str | Path, kind: str = "auto", split: str | None = None) -> list[ImageRecord]:
@@ -159,11 +169,13 @@ def extract(
 ) -> ExtractResult:
     """Writes the features of all images of a source: ``features.safetensors``, ``table.csv`` and ``manifest.json``.
 
-    Row i of ``feature`` (n, D) float32, not normalised, belongs to line i of the table. Files that cannot be read
-    are left out, counted and named in the manifest. The folder appears when it is complete.
+    Row i of ``feature`` (n, D) float32, not normalised, belongs to line i of the table; a network with parts adds
+    ``part_features`` (n, L, D) and ``part_visibility`` (n, L), and the manifest's ``parts`` says how many and how wide
+    they are (null: none). Files that cannot be read are left out, counted and named in the manifest. The folder appears
+    when it is complete.
 
     Args:
-        checkpoint: A run's folder, or a checkpoint's.
+        checkpoint: A run's folder, a checkpoint's, or the name of a packaged network.
         source: Folder of crops (with subfolders), CSV table, or dataset.
         out: Folder to write; an earlier extraction of that name is replaced.
         kind, split: As :func:`source_records`.
@@ -201,17 +213,13 @@ def extract(
         )
         skipped = list(store.skipped)
     seconds = time.perf_counter() - start
-    if not torch.isfinite(features).all():
+    if not features.is_finite():
         raise CheckpointError(f"{folder} gives features that are not finite; its weights are damaged or diverged")
     base = root if root.is_dir() else root.parent
     rows = [(_relative(records[index].path, base), records[index].pid, records[index].camid) for index in kept]
     manifest: dict[str, Any] = {
         "motarfuse": __version__,
-        "checkpoint": {
-            "path": str(folder.resolve()),
-            "sha256": file_sha256(folder / MODEL),
-            "step": metadata["step"],
-        },
+        "checkpoint": describe_checkpoint(folder, metadata["step"]),
         "model": metadata["model"],
         "image_size": list(model.image_size),  # type: ignore[arg-type]
         "source": str(base.resolve()),
@@ -219,15 +227,24 @@ def extract(
         "shard": {"index": part, "count": parts},
         "flip": flip,
         "precision": precision,
+        "parts": parts_entry(features),
         "num_images": len(kept),
         "num_skipped": len(skipped),
         "skipped": [{"path": _relative(item.path, base), "reason": item.reason} for item in skipped],
     }
     with atomic_folder(out) as partial:
-        write_synced(partial / FEATURES, tensor_bytes({"feature": features}))
+        write_synced(partial / FEATURES, tensor_bytes(features.tensors))
         write_synced(partial / TABLE, table_bytes(rows))
         write_json(partial / MANIFEST, manifest)
     return ExtractResult(out, len(kept), skipped, seconds)
+
+
+def parts_entry(features: PersonFeatures) -> dict[str, int] | None:
+    """How many parts features have and how wide they are, as a manifest says it; None without parts."""
+    if not features.has_parts:
+        return None
+    _, count, width = features.require_parts()[0].shape
+    return {"count": count, "width": width}
 
 
 def check_replaceable(out: Path) -> None:

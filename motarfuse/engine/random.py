@@ -16,6 +16,7 @@ import torch
 WEIGHTS = 0
 STEP = 1
 AUGMENTATION = 2
+COPIES = 3
 
 
 def stream_seed(seed: int, *key: int) -> int:

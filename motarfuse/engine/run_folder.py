@@ -39,6 +39,7 @@ RESUMABLE = (
     "data.memory_limit_mb",
     "data.workers",
     "train.device",
+    "train.initial",
     "train.pretrained",
     "train.evaluate_every",
     "train.checkpoint_every",

@@ -10,10 +10,19 @@ from typing import Any
 
 import torch
 
-from motarfuse.engine.extractor import FEATURES, MANIFEST, TABLE, ExtractResult, check_replaceable, table_bytes
+from motarfuse.engine.extractor import (
+    FEATURES,
+    MANIFEST,
+    TABLE,
+    ExtractResult,
+    check_replaceable,
+    parts_entry,
+    table_bytes,
+)
 from motarfuse.engine.outputs import atomic_folder, tensor_bytes, write_json, write_synced
 from motarfuse.errors import CheckpointError, DataError
 from motarfuse.models.pretrained import read_tensors
+from motarfuse.retrieval import PersonFeatures
 
 
 def shard_folder(out: Path, index: int, count: int) -> Path:
@@ -53,20 +62,18 @@ def merge_shards(out: str | Path) -> ExtractResult:
             f"{out}: part {missing[0]} of {count} is missing; run extract with --shard {missing[0]}/{count}"
         )
     manifests: list[dict[str, Any]] = []
-    features: list[torch.Tensor] = []
+    tables: list[dict[str, torch.Tensor]] = []
     lines: list[list[str]] = []
     for index in range(count):
         folder = found[index, count]
         manifest, rows = _read_part(folder)
-        feature = read_tensors(folder / FEATURES).get("feature", torch.empty(0))
-        if len(feature) != len(rows):
-            raise CheckpointError(f"{folder} has {len(feature)} features for {len(rows)} lines; extract it again")
+        features = _read_features(folder, len(rows), manifest["parts"])
         if manifests and _essence(manifest) != _essence(manifests[0]):
             raise DataError(
                 f"{folder} and {found[0, count]} differ in checkpoint, source or options; extract one again"
             )
         manifests.append(manifest)
-        features.append(feature)
+        tables.append(features.tensors)
         lines.extend(rows)
     skipped = [item for manifest in manifests for item in manifest["skipped"]]
     whole = {
@@ -77,8 +84,9 @@ def merge_shards(out: str | Path) -> ExtractResult:
         "skipped": skipped,
     }
     check_replaceable(out)
+    joined = {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
     with atomic_folder(out) as partial:
-        write_synced(partial / FEATURES, tensor_bytes({"feature": torch.cat(features)}))
+        write_synced(partial / FEATURES, tensor_bytes(joined))
         write_synced(partial / TABLE, table_bytes(lines))
         write_json(partial / MANIFEST, whole)
     return ExtractResult(out, len(lines), [], 0.0)
@@ -96,7 +104,23 @@ def _read_part(folder: Path) -> tuple[dict[str, Any], list[list[str]]]:
     return manifest, rows
 
 
+def _read_features(folder: Path, count: int, parts: dict[str, int] | None) -> PersonFeatures:
+    """A part's features, of as many images as its table has lines and with the body parts that its manifest names."""
+    tensors = read_tensors(folder / FEATURES)
+    wrong = [f"{len(tensor)} rows of {name}" for name, tensor in tensors.items() if len(tensor) != count]
+    if wrong or "feature" not in tensors:
+        raise CheckpointError(f"{folder} has {', '.join(wrong) or 'no features'} for {count} lines; extract it again")
+    try:
+        features = PersonFeatures.from_tensors(tensors)
+        found = parts_entry(features)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / FEATURES}: {error}; extract it again") from error
+    if found != parts:
+        raise CheckpointError(f"{folder}: {MANIFEST} and {FEATURES} disagree about parts; extract it again")
+    return features
+
+
 def _essence(manifest: dict[str, Any]) -> tuple[Any, ...]:
     """What the parts of one extraction have in common."""
-    keys = ("model", "image_size", "source", "split", "flip", "precision")
+    keys = ("model", "image_size", "source", "split", "flip", "precision", "parts")
     return manifest["checkpoint"]["sha256"], *(manifest[key] for key in keys)

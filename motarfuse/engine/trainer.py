@@ -13,11 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from motarfuse import console
-from motarfuse.data import ImageRecord, ImageStore, PKSampler, ReIDDataset, TrainTransform, load_dataset
-from motarfuse.engine.checkpoint import Checkpoint, list_checkpoints, load_weights, save_checkpoint
+from motarfuse.data import (
+    ImageRecord,
+    ImageStore,
+    OccludedCopy,
+    PKSampler,
+    ReIDDataset,
+    TrainTransform,
+    load_dataset,
+)
+from motarfuse.engine.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_weights, save_checkpoint
 from motarfuse.engine.config import Config
-from motarfuse.engine.criterion import ReIDCriterion
-from motarfuse.engine.device import autocast, choose_device
+from motarfuse.engine.criterion import Copies, ReIDCriterion
+from motarfuse.engine.device import autocast, choose_device, flushed_denormals
 from motarfuse.engine.ema import WeightAverage
 from motarfuse.engine.evaluator import (
     Evaluation,
@@ -27,6 +35,7 @@ from motarfuse.engine.evaluator import (
     read_evaluation,
     write_evaluation,
 )
+from motarfuse.engine.history import append_history
 from motarfuse.engine.logs import RunLog
 from motarfuse.engine.optim import (
     build_optimizer,
@@ -40,6 +49,7 @@ from motarfuse.engine.optim import (
 from motarfuse.engine.outputs import tensor_bytes, write_bytes
 from motarfuse.engine.random import (
     AUGMENTATION,
+    COPIES,
     STEP,
     WEIGHTS,
     isolated_randomness,
@@ -48,7 +58,7 @@ from motarfuse.engine.random import (
 )
 from motarfuse.engine.run_folder import CHECKPOINTS, data_fingerprint, open_run
 from motarfuse.errors import CheckpointError, ConfigError, DataError, TrainingError
-from motarfuse.models import build_model, load_pretrained
+from motarfuse.models import MotarFuse, build_model, load_pretrained
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def train(config: Config, *, resume: bool = True) -> TrainResult:
     check_identities(config, dataset.train)
     evaluated = evaluation_datasets(config, dataset)
     # Everything above is cheap and writes nothing; below, the images are read.
-    with open_run(config, resume=resume) as run, isolated_randomness(device):
+    with open_run(config, resume=resume) as run, isolated_randomness(device), flushed_denormals():
         trainer = Trainer(config, dataset, evaluated, device, run.checkpoint)
         try:
             run.start()
@@ -171,6 +181,10 @@ class Trainer:
         if checkpoint is None and config.train.pretrained is not None:
             report = load_pretrained(self.model, config.train.pretrained)
             console.info(f"weights from {config.train.pretrained}: {report}")
+        if checkpoint is None and config.train.initial is not None:
+            initial = load_checkpoint(config.train.initial, training=False)
+            load_weights(self.model, initial.model, initial.path)
+            console.info(f"weights from {initial.path}, step {initial.metadata['step']}")
         size: tuple[int, int] = self.model.image_size  # type: ignore[assignment]
         self.evaluation_sets = [EvaluationSet(name, data, size, config.data) for name, data in evaluated.items()]
         self.store = ImageStore(
@@ -192,8 +206,9 @@ class Trainer:
             cross_camera=config.train.cross_camera,
         )
         self.transform = TrainTransform(config.augment)
+        self.copy = OccludedCopy(config.copy)
         num_classes = int(self.labels.max()) + 1
-        self.criterion = ReIDCriterion(self.model.feature_dim, num_classes, config.loss).to(device)  # type: ignore[arg-type]
+        self.criterion = ReIDCriterion(self.model, num_classes, config.loss).to(device)
         self.optimizer = build_optimizer(parameter_groups(self.model, self.criterion, config.optim), config.optim)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.average = WeightAverage(self.model, config.train.ema) if config.train.ema else None
@@ -275,8 +290,13 @@ class Trainer:
             labels = self.labels[chosen].to(self.device, non_blocking=True)
             camids = self.camids[chosen].to(self.device, non_blocking=True)
             images = self.transform(pixels.to(self.device, non_blocking=True), generator)
+            images, labels, camids, copies = self._with_copies(images, labels, camids, index)
+            extra = {}
+            if copies is not None and isinstance(self.model, MotarFuse):
+                extra["counted"] = torch.arange(len(images), device=self.device) < len(pixels)
             with autocast(self.device, settings.precision):
-                loss, terms = self.criterion(self.model(images, camids), labels)
+                output = self.model(images, camids, **extra)
+                loss, terms = self.criterion(output, labels, copies, self.step / settings.steps)
             values = {"loss": loss, **terms, "triplet_skipped": self.criterion.triplet.skipped}
             for key, value in values.items():
                 totals[key] = totals.get(key, 0.0) + float(value.detach()) / len(batches)
@@ -296,6 +316,26 @@ class Trainer:
         if self.average is not None:
             self.average.update(self.model, self.step)
         self.window.append(totals)
+
+    def _with_copies(
+        self, images: Tensor, labels: Tensor, camids: Tensor, index: int
+    ) -> tuple[Tensor, Tensor, Tensor, Copies | None]:
+        """The batch with changed copies of ``copy.share`` of its images behind it, and what is known of them."""
+        count = round(self.config.copy.share * len(images))
+        if not count:
+            return images, labels, camids, None
+        generator = torch.Generator().manual_seed(stream_seed(self.config.train.seed, COPIES, self.step, index))
+        chosen = torch.randperm(len(images), generator=generator)[:count].sort().values.to(self.device)
+        copied = self.copy(images[chosen], generator, images, labels[chosen], labels)
+        covered = images.new_empty(0)
+        if isinstance(self.model, MotarFuse):
+            covered = copied.covered_share_of_cells(self.model.backbone.grid)
+        return (
+            torch.cat((images, copied.images)),
+            torch.cat((labels, labels[chosen])),
+            torch.cat((camids, camids[chosen])),
+            Copies(chosen, copied.warp, covered),
+        )
 
     def _not_finite(self, what: str, terms: dict[str, float], pixels: Tensor, indices: Sequence[int]) -> TrainingError:
         """Saves the batch for inspection; returns the error."""
@@ -340,6 +380,7 @@ class Trainer:
                 precision=self.config.train.precision,
             )
             write_evaluation(evaluation, self.run_dir)
+            append_history(evaluation, self.run_dir, self.seconds)
             shown = ("mAP", "rank1", "rank5", "rank10", "mINP")
             self.log.write(
                 "evaluation", self.step, {"name": subject.name, **{key: evaluation.metrics[key] for key in shown}}

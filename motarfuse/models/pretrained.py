@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,19 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from motarfuse.errors import CheckpointError
+from motarfuse.models.clip_names import from_clip
+from motarfuse.models.packaged import announce_packaged, packaged_name, packaged_path, packaged_tensors
 
 # Keys under which training scripts nest the weights, and prefixes that wrappers put before the backbone's names.
 _NESTS = ("state_dict", "model", "teacher", "net")
-_PREFIXES = ("module.", "model.", "base.", "backbone.")
-# Parts of a file that belong to another task or head: they are listed as unexpected and never loaded.
-_OPTIONAL = ("camera_embed",)
+_WRAPPERS = ("module.", "model.")
+_BACKBONES = ("base.", "backbone.")
+# Tensors of the backbone that no public file has: they start as the zero vector of an unknown camera or the identity.
+_OPTIONAL = ("camera_embed", "adapters.")
+# Tensors that formats keep with fewer or more dimensions; any other of a wrong shape could be a transposed one.
+_RESHAPED = ("patch_embed.proj.weight", "cls_token", "pos_embed")
+# What a file may have beside the backbone's tensors only if the network computes with it.
+_ESSENTIAL = re.compile(r"blocks\.\d+\.|norm_pre\.|patch_embed\.|reg_token|register_tokens|dist_token")
 
 
 @dataclass(frozen=True)
@@ -49,24 +58,27 @@ class LoadReport:
 
 
 def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
-    """Loads a timm ViT, a TransReID-style or this project's own weight file into ``model.backbone``.
+    """Loads a timm ViT, a TransReID-style, a CLIP or this project's own weight file into ``model.backbone``.
 
     Prefixes of wrappers are stripped, the position embedding is resized bilinearly to the network's grid, a head is
-    left out. The model is changed only when every tensor fits.
+    left out. Of CLIP models the visual tower is taken, under OpenAI's, open_clip's or Hugging Face's names; the network
+    needs ``encoder="clip_quickgelu"`` or ``"clip"`` then. The model is changed only when every tensor fits.
 
     Args:
         model: A network whose ``backbone`` has timm's parameter names and a ``grid``.
-        path: ``.safetensors``, a pickled state dict (read with ``weights_only=True``: tensors only, no code), or a
-            checkpoint folder with ``model.safetensors``.
+        path: ``.safetensors``, a pickled state dict (read with ``weights_only=True``: tensors only, no code), a
+            checkpoint folder with ``model.safetensors``, or the name of a packaged network.
 
     Raises:
         CheckpointError: The file is absent, truncated, of another architecture, or holds anything but tensors.
     """
-    path = Path(path)
+    path, tensors = _read(Path(path))
     backbone = model.backbone
     assert isinstance(backbone, nn.Module)
-    source = _strip(read_tensors(path / "model.safetensors" if path.is_dir() else path))
+    source, outside = _strip(tensors)
+    source = from_clip(source, path) or source
     target = backbone.state_dict()
+    _check_architecture(source, target, path)
     loaded: dict[str, Tensor] = {}
     resized = []
     for name in target:  # in the network's order, so that of several misfits the same one is always named
@@ -74,11 +86,11 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
             continue
         tensor = source[name]
         if name == "pos_embed":
-            tensor, change = _resize_positions(tensor, target[name], backbone.grid, path)  # type: ignore[arg-type]
+            tensor, change = _resize_positions(tensor, target[name], backbone.grid)  # type: ignore[arg-type]
             if change:
                 resized.append(f"{name}: {change}")
-        elif tensor.shape != target[name].shape and tensor.numel() == target[name].numel():
-            tensor = tensor.reshape(target[name].shape)  # a patch projection kept as a matrix
+        elif name in _RESHAPED and tensor.numel() == target[name].numel():
+            tensor = tensor.reshape(target[name].shape)  # a patch projection kept as a matrix, a token as a vector
         if tensor.shape != target[name].shape:
             raise CheckpointError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, this network needs {tuple(target[name].shape)}; "
@@ -86,18 +98,17 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
             )
         loaded[name] = tensor
     missing = sorted(target.keys() - loaded.keys())
-    needed = [name for name in missing if name not in _OPTIONAL]
+    needed = [name for name in missing if not name.startswith(_OPTIONAL)]
     if needed:
         raise CheckpointError(
             f"{path} lacks {len(needed)} of the backbone's {len(target)} tensors, the first of them {needed[0]}; "
             f"it holds {len(source)} tensors such as {', '.join(sorted(source)[:3]) or 'none'}: "
-            "timm's ViT, TransReID's and this project's names are understood"
+            "timm's ViT, TransReID's, CLIP's and this project's names are understood"
         )
     backbone.load_state_dict(loaded, strict=False)
-    names = {entry.split(":")[0] for entry in resized}
-    return LoadReport(
-        sorted(loaded.keys() - names), resized, missing, sorted(name for name in source if name not in target)
-    )
+    changed = {entry.split(":")[0] for entry in resized}
+    unexpected = [*(name for name in source if name not in target), *outside]
+    return LoadReport(sorted(loaded.keys() - changed), resized, missing, sorted(unexpected))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -111,7 +122,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # a TorchScript archive is met by an error below, not by advice to run it
+            warnings.filterwarnings("ignore", message=".*TorchScript", category=UserWarning)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file ({error}); copy or download it again"
@@ -122,6 +135,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             "convert it to safetensors where it comes from"
         ) from error
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} is a TorchScript archive, a program that would run when loaded; where you trust it, save "
+                "torch.jit.load(path).state_dict() as safetensors, or take the weights in another format"
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} is truncated or no weight file ({reason}); copy or download it again") from error
     for nest in _NESTS:
@@ -134,19 +152,62 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Removes wrappers' prefixes, which cover the backbone's names but not always those of a head beside it."""
-    stripped = {}
+def _read(path: Path) -> tuple[Path, dict[str, Tensor]]:
+    """The file that a path or a packaged network's name means, and its tensors."""
+    name = packaged_name(path)
+    if name is not None:
+        tensors = packaged_tensors(name)
+        announce_packaged(name)
+        return packaged_path(name), tensors
+    return path, read_tensors(path / "model.safetensors" if path.is_dir() else path)
+
+
+def _strip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Removes wrappers' prefixes; returns the backbone's tensors and, where they are told apart, the others' names.
+
+    A head beside the backbone may have names that the backbone has too (``norm.weight``), so that where any tensor is
+    marked as the backbone's, only these are.
+    """
+    inside: dict[str, Tensor] = {}
+    outside: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        short = name
-        while short.startswith(_PREFIXES):
+        short, marked = name, False
+        while short.startswith(_WRAPPERS + _BACKBONES):
+            marked = marked or short.startswith(_BACKBONES)
             short = short.split(".", 1)[1]
-        stripped[short] = tensor
-    return stripped
+        (inside if marked else outside)[short] = tensor
+    return (inside, list(outside)) if inside else (outside, [])
 
 
-def _resize_positions(tensor: Tensor, target: Tensor, grid: tuple[int, int], path: Path) -> tuple[Tensor, str]:
-    """Position embedding (1, 1 + N, D) resized to the grid; returns it and what was done ("" for nothing)."""
+def _check_architecture(source: dict[str, Tensor], target: dict[str, Tensor], path: Path) -> None:
+    """Refuses a file whose network computes otherwise than this one, although all that this one has may be in it."""
+    norms_first = "norm_pre.weight" in source
+    if norms_first and "norm_pre.weight" not in target:
+        raise CheckpointError(
+            f"{path} is a CLIP visual tower (a layer norm before the blocks), which this network is not; set "
+            "model.encoder=clip_quickgelu for weights trained with QuickGELU (OpenAI's), model.encoder=clip for those "
+            "trained with GELU (most of open_clip's); the file does not tell which"
+        )
+    if not norms_first and "norm_pre.weight" in target and "blocks.0.norm1.weight" in source:
+        raise CheckpointError(
+            f"{path} is a plain ViT without the layer norm before the blocks that CLIP's have; set model.encoder=vit"
+        )
+    depth = 1 + max((int(name.split(".")[1]) for name in target if name.startswith("blocks.")), default=-1)
+    for name in source:
+        if name in target or not _ESSENTIAL.match(name):
+            continue
+        if name.startswith("blocks.") and int(name.split(".")[1]) >= depth:
+            continue  # a deeper network's last blocks are left out, and reported
+        raise CheckpointError(
+            f"{path} holds {name}, with which this network cannot compute; plain pre-LN ViTs are supported "
+            "(timm's, TransReID's, CLIP's), without layer scale, register tokens or relative positions"
+        )
+
+
+def _resize_positions(tensor: Tensor, target: Tensor, grid: tuple[int, int]) -> tuple[Tensor, str]:
+    """Position embedding ((1,) 1 + N, D) resized to the grid; returns it and what was done ("" for nothing)."""
+    if tensor.ndim == 2:
+        tensor = tensor[None]
     if tensor.ndim != 3 or tensor.shape[2] != target.shape[2] or tensor.shape[1] < 2:
         return tensor, ""  # the caller's shape check names it
     if tensor.shape == target.shape:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from motarfuse.models.output import ReIDOutput
 from motarfuse.models.registry import register_model
-from motarfuse.nn import Block, BNNeck
+from motarfuse.nn import Block, BNNeck, VisualAdapter
 
 
 class Size(NamedTuple):
@@ -60,10 +60,19 @@ class VitReIDConfig:
         },
     )
     camera_scale: float = field(default=3.0, metadata={"help": "factor of the camera embedding (TransReID: 3)"})
+    encoder: Literal["vit", "clip", "clip_quickgelu"] = field(
+        default="vit",
+        metadata={
+            "help": "vit: as timm's and TransReID's weights need it; clip: as CLIP's visual towers, with a layer norm "
+            "before the blocks, epsilon 1e-5 and no patch bias; clip_quickgelu: such a tower with QuickGELU (OpenAI's)"
+        },
+    )
 
     def __post_init__(self) -> None:
         if self.size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}, got {self.size!r}")
+        if self.encoder not in ("vit", "clip", "clip_quickgelu"):
+            raise ValueError(f"encoder must be vit, clip or clip_quickgelu, got {self.encoder!r}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must lie in [0, 1), got {self.drop_path}")
         if self.num_cameras < 0:
@@ -107,9 +116,9 @@ class PatchEmbed(nn.Module):
     The projection is a convolution's weight (``proj``), as in timm; patches that do not overlap take one product.
     """
 
-    def __init__(self, dim: int, patch: int, stride: int) -> None:
+    def __init__(self, dim: int, patch: int, stride: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch, stride)
+        self.proj = nn.Conv2d(3, dim, patch, stride, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         patch = self.proj.kernel_size[0]
@@ -122,9 +131,16 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches -> tokens -> blocks -> class token; parameter names as in timm's ``VisionTransformer``."""
+    """Patches -> tokens -> blocks -> class token; parameter names as in timm's ``VisionTransformer``.
 
-    def __init__(self, config: VitReIDConfig) -> None:
+    As a CLIP visual tower (``config.encoder``) it has a layer norm ``norm_pre`` before the blocks and no patch bias.
+
+    Args:
+        config: Size, patches and options.
+        adapters: Whether a `motarfuse.nn.VisualAdapter` stands behind each block; they start as the identity.
+    """
+
+    def __init__(self, config: VitReIDConfig, *, adapters: bool = False) -> None:
         super().__init__()
         size = SIZES[config.size]
         rows, columns = config.grid
@@ -134,11 +150,19 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.empty(1, 1, size.dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + rows * columns, size.dim))
         self.camera_embed = nn.Parameter(torch.empty(config.num_cameras, size.dim)) if config.num_cameras else None
-        self.patch_embed = PatchEmbed(size.dim, config.resolved_patch, config.resolved_stride)
+        clip = config.encoder != "vit"
+        eps = 1e-5 if clip else 1e-6
+        self.patch_embed = PatchEmbed(size.dim, config.resolved_patch, config.resolved_stride, bias=not clip)
+        self.norm_pre = nn.LayerNorm(size.dim, eps=eps) if clip else None
         rates = [config.drop_path * index / max(1, size.depth - 1) for index in range(size.depth)]
-        self.blocks = nn.ModuleList(Block(size.dim, size.heads, drop_path=rate) for rate in rates)
-        self.norm = nn.LayerNorm(size.dim, eps=1e-6)
+        activation: Literal["gelu", "quick_gelu"] = "quick_gelu" if config.encoder == "clip_quickgelu" else "gelu"
+        self.blocks = nn.ModuleList(
+            Block(size.dim, size.heads, drop_path=rate, eps=eps, activation=activation) for rate in rates
+        )
+        self.norm = nn.LayerNorm(size.dim, eps=eps)
         self.reset_parameters()
+        # After the initialisation of the others, so that a seed gives them the same weights with and without adapters.
+        self.adapters = nn.ModuleList(VisualAdapter(size.dim) for _ in rates) if adapters else None
 
     def reset_parameters(self) -> None:
         """Truncated normal of deviation 0.02 for weights and embeddings, zero biases (ViT's usual initialisation)."""
@@ -151,13 +175,21 @@ class VisionTransformer(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(self, images: Tensor, camids: Tensor | None = None, num_outputs: int | None = None) -> Tensor:
+    def forward(
+        self,
+        images: Tensor,
+        camids: Tensor | None = None,
+        num_outputs: int | None = None,
+        frame_mask: Tensor | None = None,
+    ) -> Tensor:
         """Tokens after the last layer norm, the class token first.
 
         Args:
             images: (B, 3, H, W), normalised.
             camids: (B,) integers, or None.
-            num_outputs: Number n of leading tokens that are wanted; None: all.
+            num_outputs: Number n of leading tokens that are wanted; None: all. Not with adapters.
+            frame_mask: (b, T) booleans with b T = B, False for padding: the images are the frames of b clips, one clip
+                after the other. Adapters read it; None: images by themselves.
 
         Returns:
             (B, 1 + h w, D), or the first n of it. With n = 1 the last block costs a sixth.
@@ -168,6 +200,16 @@ class VisionTransformer(nn.Module):
             known = (camids >= 0) & (camids < self.camera_embed.shape[0])
             side = self.camera_embed[torch.where(known, camids, 0)] * known[:, None].to(self.camera_embed.dtype)
             tokens = tokens + self.camera_scale * side[:, None]
+        if self.norm_pre is not None:
+            tokens = self.norm_pre(tokens)
+        if self.adapters is not None:
+            for block, adapter in zip(self.blocks, self.adapters, strict=True):
+                tokens = block(tokens)
+                if frame_mask is None:
+                    tokens = adapter(tokens)
+                else:
+                    tokens = adapter(tokens.unflatten(0, frame_mask.shape), frame_mask).flatten(0, 1)
+            return self.norm(tokens)
         for block in self.blocks[:-1]:
             tokens = block(tokens)
         return self.norm(self.blocks[-1](tokens, num_outputs))
@@ -208,10 +250,7 @@ class VitReID(nn.Module):
 
     def layer_of(self, parameter_name: str) -> int:
         """Depth of a parameter: 0 for patch, position and class embeddings, 1.. for blocks, then norm and neck."""
-        parts = parameter_name.split(".")
-        if parts[0] != "backbone" or parts[1] == "norm":
-            return self.num_layers - 1
-        return 1 + int(parts[2]) if parts[1] == "blocks" else 0
+        return layer_of(parameter_name, self.num_layers)
 
     def forward(
         self,
@@ -235,7 +274,7 @@ class VitReID(nn.Module):
             TypeError: Images that are not floating point.
             ValueError: A shape that does not fit.
         """
-        self._check(images, frame_mask)
+        check_images(images, self.image_size, frame_mask)
         if images.ndim == 4:
             embedding = self.backbone(images, camids, 1)[:, 0]
             return ReIDOutput(self.neck(embedding), embedding)
@@ -251,18 +290,28 @@ class VitReID(nn.Module):
             embedding = total / frame_mask.sum(1, keepdim=True)
         return ReIDOutput(self.neck(embedding), embedding)
 
-    def _check(self, images: Tensor, frame_mask: Tensor | None) -> None:
-        if not images.is_floating_point():
-            raise TypeError(
-                f"images must be normalised floating point, got {images.dtype}; see motarfuse.data.EvalTransform"
-            )
-        if images.ndim not in (4, 5) or images.shape[-3:] != (3, *self.image_size):
-            height, width = self.image_size
-            raise ValueError(
-                f"images must be (B, 3, {height}, {width}) or (B, T, 3, {height}, {width}), got {tuple(images.shape)}"
-            )
-        if frame_mask is not None and (images.ndim == 4 or frame_mask.shape != images.shape[:2]):
-            raise ValueError(
-                "frame_mask must be (B, T) of a clip (B, T, 3, H, W), "
-                f"got {tuple(frame_mask.shape)} for images {tuple(images.shape)}"
-            )
+
+def layer_of(parameter_name: str, num_layers: int) -> int:
+    """Depth of a parameter of a network with a ``backbone``: 0 for embeddings, 1.. for blocks, then all the rest."""
+    parts = parameter_name.split(".")
+    if parts[0] != "backbone" or parts[1] == "norm":
+        return num_layers - 1
+    return 1 + int(parts[2]) if parts[1] in ("blocks", "adapters") else 0
+
+
+def check_images(images: Tensor, image_size: tuple[int, int], frame_mask: Tensor | None) -> None:
+    """Raises TypeError or ValueError unless images are (B, 3, H, W) or (B, T, 3, H, W) and the mask fits them."""
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be normalised floating point, got {images.dtype}; see motarfuse.data.EvalTransform"
+        )
+    if images.ndim not in (4, 5) or images.shape[-3:] != (3, *image_size):
+        height, width = image_size
+        raise ValueError(
+            f"images must be (B, 3, {height}, {width}) or (B, T, 3, {height}, {width}), got {tuple(images.shape)}"
+        )
+    if frame_mask is not None and (images.ndim == 4 or frame_mask.shape != images.shape[:2]):
+        raise ValueError(
+            "frame_mask must be (B, T) of a clip (B, T, 3, H, W), "
+            f"got {tuple(frame_mask.shape)} for images {tuple(images.shape)}"
+        )

@@ -7,7 +7,9 @@ from motarfuse.nn.fusion_encoder import FusedTokens, FusionEncoder
 from motarfuse.nn.gated_fusion import GatedFusion
 from motarfuse.nn.losses import IdLoss, TripletLoss
 from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion, motion_channels
+from motarfuse.nn.motion_consistency import CopyPair, FramePair, MotionConsistencyLoss
 from motarfuse.nn.part_decoder import MotionScale, PartDecoder, PartHeads, PartState
+from motarfuse.nn.part_loss import PartLoss, part_distances
 from motarfuse.nn.part_pool import PartPool
 from motarfuse.nn.visual_adapter import VisualAdapter
 
@@ -17,21 +19,26 @@ __all__ = [
     "BNNeck",
     "Block",
     "CanonicalPosture",
+    "CopyPair",
     "DropPath",
+    "FramePair",
     "FusedTokens",
     "FusionEncoder",
     "GatedFusion",
     "IdLoss",
     "Mlp",
     "MotionAttention",
+    "MotionConsistencyLoss",
     "MotionCrossAttention",
     "MotionScale",
     "PartDecoder",
     "PartHeads",
+    "PartLoss",
     "PartPool",
     "PartState",
     "TokenMotion",
     "TripletLoss",
     "VisualAdapter",
     "motion_channels",
+    "part_distances",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,21 +92,29 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU (erf) between them: out = fc2(GELU(fc1(x))).
+    """Two linear layers with an activation between them: out = fc2(act(fc1(x))).
 
     Args:
         dim: Width of input and output.
         hidden_dim: Width between the layers.
+        activation: ``gelu`` (erf), or ``quick_gelu``, x sigmoid(1.702 x): what OpenAI's CLIP was trained with.
     """
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, *, activation: Literal["gelu", "quick_gelu"] = "gelu") -> None:
         super().__init__()
+        if activation not in ("gelu", "quick_gelu"):
+            raise ValueError(f"activation must be gelu or quick_gelu, got {activation!r}")
+        self.activation = activation
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Args: tokens (..., D). Returns (..., D)."""
-        return self.fc2(F.gelu(self.fc1(tokens)))
+        hidden = self.fc1(tokens)
+        return self.fc2(F.gelu(hidden) if self.activation == "gelu" else hidden * torch.sigmoid(1.702 * hidden))
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}"
 
 
 class Block(nn.Module):
@@ -121,7 +131,8 @@ class Block(nn.Module):
         mlp_ratio: Hidden width of the MLP over D.
         qkv_bias: Whether the packed projection has a bias.
         drop_path: Probability of dropping a branch of a sample while training (stochastic depth), in [0, 1).
-        eps: Epsilon of the layer norms; 1e-6 is what public ViT weights were trained with.
+        eps: Epsilon of the layer norms; 1e-6 is what public ViT weights were trained with, 1e-5 CLIP's.
+        activation: Of the MLP, ``gelu`` or ``quick_gelu``.
 
     Shapes: tokens (B, N, D) -> (B, N, D). About 24 N D^2 + 4 N^2 D FLOPs a sample forward at mlp_ratio 4.
 
@@ -137,12 +148,13 @@ class Block(nn.Module):
         qkv_bias: bool = True,
         drop_path: float = 0.0,
         eps: float = 1e-6,
+        activation: Literal["gelu", "quick_gelu"] = "gelu",
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, qkv_bias=qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), activation=activation)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, num_outputs: int | None = None) -> Tensor:

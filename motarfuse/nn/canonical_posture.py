@@ -137,7 +137,8 @@ class CanonicalPosture(nn.Module):
             (B, N, 2) in aligned coordinates; zero where no part is.
         """
         with without_autocast(masks.device):
-            moved = posture.move(points.to(posture.keypoints.dtype).expand(len(masks), -1, -1))
+            # Not len(masks), which an exported graph would hold fixed.
+            moved = posture.move(points.to(posture.keypoints.dtype).expand(masks.shape[0], -1, -1))
             jacobians = self._now(self.affines, moved) @ inverse_2x2(posture.affines)
             offsets = moved[:, None] - posture.keypoints[:, :, None]  # (B, L, N, 2)
             goals = self._now(self.keypoints, moved)[:, None] + offsets @ jacobians.transpose(-1, -2)

@@ -38,7 +38,8 @@ class FusionEncoder(nn.Module):
         heads: Attention heads; divides dim.
         depth: Blocks.
         scope: ``"frame"`` or ``"clip"``.
-        motion: False leaves motion out of attention (an ablation); gated fusion and damping go with it.
+        motion: False leaves motion out of attention (an ablation), its damping too.
+        gated: False leaves gated fusion out: V' = LN(V).
         mlp_ratio: Hidden width of the MLPs over D.
         eps: Epsilon of the layer norms.
 
@@ -53,6 +54,7 @@ class FusionEncoder(nn.Module):
         depth: int = 2,
         scope: str = "frame",
         motion: bool = True,
+        gated: bool = True,
         mlp_ratio: float = 4.0,
         eps: float = 1e-6,
     ) -> None:
@@ -63,7 +65,7 @@ class FusionEncoder(nn.Module):
             raise ValueError(f"depth must be positive, got {depth}")
         self.scope = scope
         self.motion = motion
-        self.gate = GatedFusion(dim, MOTION_CHANNELS, eps=eps) if motion else nn.LayerNorm(dim, eps=eps)
+        self.gate = GatedFusion(dim, MOTION_CHANNELS, eps=eps) if gated else nn.LayerNorm(dim, eps=eps)
         self.hybrid = nn.Parameter(torch.randn(dim) * 0.02)
         self.types = nn.Parameter(torch.randn(_TYPES, dim) * 0.02)
         over_time = motion and scope == "clip"
@@ -77,7 +79,7 @@ class FusionEncoder(nn.Module):
         self,
         tokens: Tensor,
         class_token: Tensor,
-        parts: Tensor,
+        parts: Tensor | None,
         state: PartState,
         frame_mask: Tensor | None = None,
         frame_index: Tensor | None = None,
@@ -87,7 +89,7 @@ class FusionEncoder(nn.Module):
         Args:
             tokens: (B, T, N, D) of the visual encoder.
             class_token: (B, T, D).
-            parts: (B, T, L, D) of the part decoder.
+            parts: (B, T, L, D) of the part decoder; None leaves them out of the sequence.
             state: The decoder's last.
             frame_mask: (B, T) booleans, False for padding; None: all are there.
             frame_index: (B, T) integers; None: 0..T-1. Only ``scope="clip"`` reads it.
@@ -99,9 +101,10 @@ class FusionEncoder(nn.Module):
             gated = self.gate(tokens)
         hybrid = self.hybrid.expand(batch, frames, 1, dim)
         kinds = (hybrid, class_token[:, :, None], parts, gated)
-        sequence = torch.cat([kind + embedding for kind, embedding in zip(kinds, self.types, strict=True)], dim=2)
+        typed = [kind + embedding for kind, embedding in zip(kinds, self.types, strict=True) if kind is not None]
+        sequence = torch.cat(typed, dim=2)
         length = sequence.shape[2]
-        motion = self._motion(state, batch, frames) if self.motion else TokenMotion()
+        motion = self._motion(state, batch * frames, parts is not None) if self.motion else TokenMotion()
         if self.scope == "clip":
             sequence = sequence.flatten(1, 2)
             motion = self._over_clip(motion, batch, frames, length, frame_mask, frame_index, tokens.device)
@@ -113,16 +116,18 @@ class FusionEncoder(nn.Module):
         return FusedTokens(self.norm(hybrid_tokens.reshape(batch, frames, dim)), gated)
 
     @staticmethod
-    def _motion(state: PartState, batch: int, frames: int) -> TokenMotion:
+    def _motion(state: PartState, frames: int, with_parts: bool) -> TokenMotion:
         """Of a frame's whole sequence; frames flattened."""
-        descriptor = torch.cat((state.part_descriptor, state.descriptor), dim=1)
-        still = descriptor.new_zeros(batch * frames, 2, descriptor.shape[2])
-        foreground = torch.cat((state.part_foreground, state.foreground), dim=1)
+        descriptor, foreground = state.descriptor, state.foreground
+        if with_parts:
+            descriptor = torch.cat((state.part_descriptor, descriptor), dim=1)
+            foreground = torch.cat((state.part_foreground, foreground), dim=1)
+        still = descriptor.new_zeros(frames, 2, descriptor.shape[2])
         moving = torch.ones_like(foreground)
         return TokenMotion(
             torch.cat((still, descriptor), dim=1),
-            torch.cat((moving.new_zeros(batch * frames, 2), moving), dim=1),
-            torch.cat((moving.new_ones(batch * frames, 2), foreground), dim=1),
+            torch.cat((moving.new_zeros(frames, 2), moving), dim=1),
+            torch.cat((moving.new_ones(frames, 2), foreground), dim=1),
         )
 
     @staticmethod

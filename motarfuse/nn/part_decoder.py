@@ -63,6 +63,11 @@ class PartState(NamedTuple):
         """Of the parts, for attention."""
         return TokenMotion(self.part_descriptor, foreground=self.part_foreground)
 
+    def take(self, frames: Tensor) -> PartState:
+        """The states of some frames. Args: frames, (n,) integers."""
+        taken = {name: value[frames] for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        return self._replace(**taken, posture=AlignedPosture(*(value[frames] for value in self.posture)))
+
 
 class MotionScale(nn.Module):
     """Scales the channels of the motion descriptor by running statistics over the cells where they are valid.
@@ -240,7 +245,7 @@ class PartDecoder(nn.Module):
         frame_mask: Tensor | None = None,
         frame_index: Tensor | None = None,
         *,
-        update: bool = True,
+        counted: Tensor | None = None,
     ) -> tuple[Tensor, list[PartState]]:
         """Finds the parts.
 
@@ -248,7 +253,8 @@ class PartDecoder(nn.Module):
             tokens: (B, T, N, D).
             frame_mask: (B, T) booleans, False for frames that are padding; None: all are there.
             frame_index: (B, T) integers, when each frame was taken; None: 0..T-1.
-            update: False keeps canonical posture and statistics as they are also in training, for changed copies.
+            counted: (B,) booleans, False for samples that leave canonical posture and statistics alone in training,
+                such as changed copies; None: all count.
 
         Returns:
             parts (B, T, L, D) and a `PartState` a layer, the last one last.
@@ -260,6 +266,7 @@ class PartDecoder(nn.Module):
             frame_mask = torch.ones(batch, frames, dtype=torch.bool, device=tokens.device)
         if frame_index is None:
             frame_index = torch.arange(frames, device=tokens.device).expand(batch, frames)
+        statistics_mask = frame_mask if counted is None else frame_mask & counted[:, None]
         flat = self.token_norm(tokens.flatten(0, 1))
         parts = self.queries.expand(batch * frames, -1, -1)
         states: list[PartState] = []
@@ -267,12 +274,21 @@ class PartDecoder(nn.Module):
             motions = (states[-1].part_motion(), states[-1].motion()) if states else (None, None)
             parts = layer(parts, flat, *motions)
             last = len(states) == len(self.layers) - 1
-            states.append(self._read(self.norm(parts), flat, frame_mask, frame_index, update and last))
+            states.append(
+                self._read(self.norm(parts), flat, frame_mask, frame_index, statistics_mask if last else None)
+            )
         return self.norm(parts).unflatten(0, (batch, frames)), states
 
-    def _read(self, parts: Tensor, tokens: Tensor, frame_mask: Tensor, frame_index: Tensor, update: bool) -> PartState:
+    def _read(
+        self,
+        parts: Tensor,
+        tokens: Tensor,
+        frame_mask: Tensor,
+        frame_index: Tensor,
+        statistics_mask: Tensor | None,
+    ) -> PartState:
+        """The heads' state; the frames of ``statistics_mask`` (B, T) move the running statistics, if it is given."""
         keypoints, affines, confidence, part_logits, masks, visibility = self.heads(parts, tokens)
-        there = frame_mask.flatten()
         with without_autocast(tokens.device):
             posture = self.canonical.align(keypoints, affines, visibility)
             own = masks[:, 1:]
@@ -282,9 +298,10 @@ class PartDecoder(nn.Module):
             following, has_following = self._towards(1, keypoints, affines, part_logits, frame_mask, frame_index)
             foreground = 1 - masks[:, 0]
             raw = torch.cat((displacement, previous, following, foreground[..., None], growth[..., None]), dim=-1)
-            if update:
-                valid = torch.stack([there] * 2 + [has_previous] * 2 + [has_following] * 2 + [there] * 2, dim=1)
-                self.scale.update(raw, valid)
+            if statistics_mask is not None:
+                there = statistics_mask.flatten()
+                before, after = has_previous & there, has_following & there
+                self.scale.update(raw, torch.stack([there] * 2 + [before] * 2 + [after] * 2 + [there] * 2, dim=1))
                 self.canonical.update(keypoints, affines, visibility * there[:, None])
             descriptor = self.scale(raw)
             sampled = sample_bilinear(torch.cat((descriptor, foreground[..., None]), -1), keypoints, self.heads.grid)

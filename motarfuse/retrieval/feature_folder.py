@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from motarfuse.errors import CheckpointError, DataError
+from motarfuse.retrieval.features import PersonFeatures
 
 FEATURES, TABLE, MANIFEST = "features.safetensors", "table.csv", "manifest.json"
 
@@ -24,7 +26,8 @@ class FeatureFolder:
 
     Attributes:
         path: The folder.
-        features: (n, D) float32.
+        features: ``feature`` (n, D), and where the network has parts ``part_features`` (n, L, D) and
+            ``part_visibility`` (n, L); float32.
         paths: Place of each image; it need not exist any more.
         pids: Identities, -1 where unknown.
         camids: Cameras, -1 where unknown.
@@ -32,7 +35,7 @@ class FeatureFolder:
     """
 
     path: Path
-    features: Tensor
+    features: PersonFeatures
     paths: list[Path]
     pids: list[int]
     camids: list[int]
@@ -63,7 +66,10 @@ def read_features(folder: str | Path) -> FeatureFolder:
             f"{folder} holds no features ({', '.join(missing)} not found); `motarfuse extract` writes such a folder"
         )
     manifest = _read_manifest(folder / MANIFEST)
-    features = _read_tensor(folder / FEATURES)
+    features = _read_tensors(folder / FEATURES)
+    if features.has_parts != (manifest.get("parts") is not None):
+        said = "names" if manifest.get("parts") is not None else "names no"
+        raise CheckpointError(f"{folder}: {MANIFEST} {said} parts, {FEATURES} says otherwise; extract again")
     base = Path(str(manifest.get("source", "")))
     paths, pids, camids = _read_table(folder / TABLE, base)
     if len(features) != len(paths):
@@ -87,18 +93,29 @@ def _read_manifest(file: Path) -> dict[str, Any]:
     return result
 
 
-def _read_tensor(file: Path) -> Tensor:
+def _read_tensors(file: Path) -> PersonFeatures:
     try:
         tensors = safetensors.torch.load_file(file)
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise CheckpointError(f"{file} is truncated or damaged ({error}); extract again") from error
-    feature = tensors.get("feature")
-    if feature is None or feature.dim() != 2 or feature.dtype != torch.float32:
+    sides = {name: tensor.dim() for name, tensor in tensors.items() if tensor.dtype == torch.float32}
+    if sides not in ({"feature": 2}, {"feature": 2, "part_features": 3, "part_visibility": 2}) or not _fit(tensors):
         found = ", ".join(f"{name} {tuple(t.shape)} {t.dtype}" for name, t in tensors.items()) or "nothing"
-        raise CheckpointError(f"{file} holds {found}; a table `feature` (n, D) of float32 is needed")
-    return feature
+        raise CheckpointError(
+            f"{file} holds {found}; a table `feature` (n, D) of float32 is needed, alone or with `part_features` "
+            "(n, L, D) and `part_visibility` (n, L)"
+        )
+    return PersonFeatures.from_tensors(tensors)
+
+
+def _fit(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether features and parts are of equally many images, and parts have one visibility each."""
+    if "part_features" not in tensors:
+        return True
+    people, parts, _ = tensors["part_features"].shape
+    return len(tensors["feature"]) == people and tensors["part_visibility"].shape == (people, parts)
 
 
 def _read_table(file: Path, base: Path) -> tuple[list[Path], list[int], list[int]]:

@@ -31,6 +31,8 @@ class EvaluationResult:
         mINP: Mean of (positives / rank of the last positive) over valid queries (Ye et al. 2021).
         num_valid: Queries that have a positive.
         average_precision: (Q,) float64, NaN for the queries that were skipped.
+        inp: (Q,) float64, positives / rank of the last positive, NaN likewise.
+        first_rank: (Q,) int64, rank of the first positive, from 1; 0 for the queries that were skipped.
         manifest: The protocol, the rules and the counts behind the numbers, with a ``sha256`` of all of it.
     """
 
@@ -39,6 +41,8 @@ class EvaluationResult:
     mINP: float  # noqa: N815
     num_valid: int
     average_precision: np.ndarray
+    inp: np.ndarray
+    first_rank: np.ndarray
     manifest: dict[str, Any]
 
     def rank(self, k: int) -> float:
@@ -76,6 +80,7 @@ def evaluate(
     *,
     protocol: str | Protocol = "market1501",
     metric: str = "cosine",
+    score: str = "auto",
     block: int | None = None,
 ) -> EvaluationResult:
     """mAP, CMC and mINP of queries against a gallery.
@@ -86,11 +91,12 @@ def evaluate(
 
     Each block's rows are sorted by value once and each positive is found by bisection, which counts the entries
     before it; only rows where a positive shares its score are ordered in full. Memory beyond one copy of the features:
-    two blocks of ``block`` x gallery scores. Time: 2 Q G d FLOP + O(Q G log G) comparisons.
+    two blocks of ``block`` x gallery scores. Time: 2 Q G d FLOP + O(Q G log G) comparisons; L parts of width d' take
+    2 Q G L (d' + 1) FLOP.
 
     Args:
-        query: (Q, d) tensor or array of fp16, bf16, fp32 or fp64, on any device.
-        gallery: (G, d), same dtype and device.
+        query: (Q, d) tensor or array of fp16, bf16, fp32 or fp64, on any device; or ``PersonFeatures``.
+        gallery: (G, d), same dtype and device; or ``PersonFeatures``.
         query_pids: (Q,) integers; -1 is unknown: such a query is skipped.
         gallery_pids: (G,) integers; -1 is junk and dropped. 0 is an identity like any other: a distractor, as long as
             no query has it.
@@ -98,6 +104,8 @@ def evaluate(
         gallery_camids: (G,) integers, likewise.
         protocol: A name in ``PROTOCOLS``, or a ``Protocol``.
         metric: ``cosine`` or ``euclidean``.
+        score: What is compared: ``feature``, ``parts`` (visibility-weighted, by cosine) or ``sum`` of both cosines;
+            ``auto`` is the sum where both sides have parts and the metric is cosine, else the feature.
         block: Queries at a time; None takes about 32 MiB of scores. The result does not depend on it beyond the last
             bit of a score.
 
@@ -107,10 +115,11 @@ def evaluate(
     Raises:
         TypeError: Features that are not floating point or of two dtypes; labels that are not integers.
         ValueError: Wrong or unequal shapes, an empty query or gallery, NaN or infinite features (the rows are named),
-            an unknown protocol or metric, no query with a positive.
+            visibilities outside [0, 1], an unknown protocol, metric or score, a score of parts without parts on both
+            sides, no query with a positive.
     """
     rules = get_protocol(protocol)
-    blocks = ScoreBlocks(query, gallery, metric=metric, block=block)
+    blocks = ScoreBlocks(query, gallery, metric=metric, score=score, block=block)
     num_query, num_gallery = blocks.shape
     pids = as_labels(query_pids, "query_pids", num_query)
     pairs = match_pairs(
@@ -148,6 +157,8 @@ def evaluate(
         mINP=float(inverse_penalty[valid].mean()),
         num_valid=len(valid),
         average_precision=average_precision,
+        inp=inverse_penalty,
+        first_rank=first_rank,
         manifest=_manifest(rules, blocks, num_query, num_gallery, len(valid), int(pairs.junk.sum())),
     )
 
@@ -203,9 +214,7 @@ def _manifest(
         "protocol": {**asdict(rules), "ignored_pids": list(rules.ignored_pids)},
         "unknown_camera": "-1 equals no camera",
         "ties": TIES,
-        "metric": blocks.metric,
-        "score_dtype": str(blocks.dtype).removeprefix("torch."),
-        "feature_width": blocks.width,
+        **blocks.rules,
         "cmc_ranks": CMC_RANKS,
         "num_query": num_query,
         "num_valid": num_valid,

@@ -9,19 +9,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from motarfuse.retrieval.features import PersonFeatures, as_people, check_finite, check_visibility, unit_rows
+
 METRICS = ("cosine", "euclidean")
-FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# What is compared: the feature of the whole person, the body parts, or both added up.
+SCORES = ("feature", "parts", "sum")
+# Added to the weight that two people's parts have in common: they score 0, not NaN, where they share no visible part,
+# and next to nothing where they hardly share one.
+PART_EPSILON = 1e-6
 
 # Rows of one product: from 1 on, libraries switch to matrix-vector code whose sums depend on a row's place, and equal
 # gallery entries would get unequal scores.
 MIN_BLOCK = 8
 # 32 MiB of scores: large enough for the matrix product to run at full rate, small beside the features themselves.
 BLOCK_BYTES = 32 << 20
-_HASHED_ROWS = 4096
+_HASHED_VALUES = 4 << 20
+_PACKED_VALUES = 4 << 20
 
 
 @contextmanager
@@ -39,54 +45,30 @@ def exact_products(device: torch.device) -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def as_features(features: Any, name: str) -> Tensor:
-    """Validates type and shape of features.
+def choose_score(score: str, metric: str, *, query_parts: bool, gallery_parts: bool) -> str:
+    """The score that ``auto`` stands for; any other name is checked and given back.
 
-    Args:
-        features: Tensor or array of fp16, bf16, fp32 or fp64 values, shape (n, d), n and d at least 1.
-        name: What to call them in an error.
+    ``auto`` is ``sum`` for the cosine of two sides with parts, else ``feature``.
 
     Raises:
-        TypeError: Not a tensor or array, or of another dtype.
-        ValueError: Another rank, or empty.
+        ValueError: An unknown score or metric; parts wanted of a side without them, or under a metric but cosine;
+            ``auto`` where one side has parts and the other has none.
     """
-    if isinstance(features, np.ndarray):
-        if features.dtype.kind != "f" or features.dtype.itemsize > 8:
-            raise TypeError(f"{name}: got an array of {features.dtype}, supported are float16, float32 and float64")
-        # A read-only or negatively strided array cannot be shared with a tensor.
-        shareable = features.flags.writeable and all(stride >= 0 for stride in features.strides)
-        features = torch.from_numpy(features if shareable else features.copy())
-    if not isinstance(features, Tensor):
-        raise TypeError(f"{name}: got {type(features).__name__}, supported are torch tensors and numpy arrays")
-    if features.dtype not in FLOAT_DTYPES:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
-        raise TypeError(f"{name}: got {str(features.dtype).removeprefix('torch.')}, supported are {names}")
-    if features.dim() != 2:
-        raise ValueError(f"{name}: got shape {tuple(features.shape)}, supported is (n, d), one row an image")
-    if features.shape[0] == 0 or features.shape[1] == 0:
+    if metric not in METRICS:
+        raise ValueError(f"metric: got {metric!r}, supported are {', '.join(METRICS)}")
+    if score not in ("auto", *SCORES):
+        raise ValueError(f"score: got {score!r}, supported are auto, {', '.join(SCORES)}")
+    if score == "feature" or (score == "auto" and (metric != "cosine" or not (query_parts or gallery_parts))):
+        return "feature"
+    if metric != "cosine":
+        raise ValueError(f"score: got {score!r} with metric {metric!r}; parts are compared by cosine only")
+    bare = [name for name, parts in (("query", query_parts), ("gallery", gallery_parts)) if not parts]
+    if bare:
         raise ValueError(
-            f"{name}: got shape {tuple(features.shape)}, which is empty; at least one row and column is needed"
+            f"score: got {score!r}, but the {' and the '.join(bare)} came without parts; give PersonFeatures with "
+            "part_features and part_visibility on both sides, or score='feature'"
         )
-    return features.detach()
-
-
-def check_finite(features: Tensor, name: str) -> None:
-    """Raises ``ValueError`` with the rows that hold NaN or infinite values."""
-    bad = (~torch.isfinite(features)).any(dim=1).nonzero().flatten().tolist()
-    if bad:
-        rows = ", ".join(map(str, bad[:8])) + (", ..." if len(bad) > 8 else "")
-        raise ValueError(
-            f"{name}: {len(bad)} of {features.shape[0]} rows hold NaN or infinite values (row {rows}); "
-            "such features cannot be ranked: leave these rows out, or find out why the model produced them"
-        )
-
-
-def unit_rows(features: Tensor) -> Tensor:
-    """Rows divided by their length; a zero row stays zero. Scaled by the largest value first: no square overflows."""
-    largest = features.abs().amax(dim=1, keepdim=True)
-    scaled = features / torch.where(largest > 0, largest, 1.0)
-    norm = torch.linalg.vector_norm(scaled, dim=1, keepdim=True)
-    return scaled / torch.where(norm > 0, norm, 1.0)
+    return "sum" if score == "auto" else score
 
 
 def later_copies(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,14 +80,16 @@ def later_copies(rows: Tensor) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, (rows.shape[1],), generator=generator).to(rows.device) | 1
     # Adding 0 turns -0 into 0, which are equal; products wrap around, which is what a hash wants.
-    parts = [((part + 0.0).view(integers).long() * factors).sum(1) for part in rows.contiguous().split(_HASHED_ROWS)]
+    size = max(1, _HASHED_VALUES // rows.shape[1])
+    parts = [((part + 0.0).view(integers).long() * factors).sum(1) for part in rows.contiguous().split(size)]
     order = torch.cat(parts).argsort(stable=True)
     hashes = torch.cat(parts)[order]
     starts = torch.cat((hashes.new_ones(1, dtype=torch.bool), hashes[1:] != hashes[:-1]))
     first = order[starts][starts.cumsum(0) - 1]
     later, first = order[~starts], first[~starts]
-    same = (rows[later] == rows[first]).all(dim=1)
-    return later[same], first[same]
+    same = [(rows[a] == rows[b]).all(dim=1) for a, b in zip(later.split(size), first.split(size), strict=True)]
+    kept = torch.cat(same)
+    return later[kept], first[kept]
 
 
 class ScoreBlocks:
@@ -116,58 +100,83 @@ class ScoreBlocks:
     origin; rounded to fp32 for half and single features. Its error stays below 1e-7 max(|q|, |g|): the resolution of
     an fp32 input.
 
+    ``score`` says what is compared, under ``cosine``. ``parts``, with visibilities v and part features f:
+
+        s = sum_l v_ql v_gl cos(f_ql, f_gl) / (sum_l v_ql v_gl + 1e-6)
+
+    as two matrix products, of rows [v_1 f_1 / |f_1|, ..., v_L f_L / |f_L|] and of rows [v_1, ..., v_L]: no table has a
+    side for the parts. Two people without a visible part in common score 0. ``sum`` is this plus the features' cosine.
+
     Equal gallery rows get equal scores, bit for bit, whatever the library's products depend on. The features are
-    converted once (one copy of each); a block holds ``block`` x gallery scores.
+    converted once (one copy of each); a block holds ``block`` x gallery scores, twice with parts, thrice for the sum.
 
     Args:
-        query: (Q, d) features.
-        gallery: (G, d) features of the same dtype and device.
+        query: (Q, d) features, or ``PersonFeatures``.
+        gallery: (G, d) features of the same dtype and device, or ``PersonFeatures``.
         metric: ``cosine`` or ``euclidean``.
+        score: ``feature``, ``parts``, ``sum`` or ``auto`` (:func:`choose_score`).
         block: Queries a block; None takes about 32 MiB of scores.
 
     Raises:
         TypeError: Different or unsupported dtypes.
-        ValueError: Wrong rank, unequal widths, an empty or non-finite input, different devices, an unknown metric.
+        ValueError: Wrong rank, unequal widths, an empty or non-finite input, visibilities outside [0, 1], different
+            devices, an unknown metric or score, or one that these features do not have.
     """
 
-    def __init__(self, query: Any, gallery: Any, *, metric: str = "cosine", block: int | None = None) -> None:
+    def __init__(
+        self, query: Any, gallery: Any, *, metric: str = "cosine", score: str = "auto", block: int | None = None
+    ) -> None:
         if metric not in METRICS:
             raise ValueError(f"metric: got {metric!r}, supported are {', '.join(METRICS)}")
         if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
             raise ValueError(f"block: got {block!r}, supported is None or a number of queries of at least 1")
-        query, gallery = as_features(query, "query"), as_features(gallery, "gallery")
-        if query.shape[1] != gallery.shape[1]:
-            raise ValueError(
-                f"query and gallery: got {query.shape[1]} and {gallery.shape[1]} columns; both need the same width"
-            )
-        if query.dtype != gallery.dtype:
-            raise TypeError(f"query and gallery: got {query.dtype} and {gallery.dtype}; convert one of them")
-        if query.device != gallery.device:
-            raise ValueError(f"query and gallery: got devices {query.device} and {gallery.device}; move one of them")
-        check_finite(query, "query")
-        check_finite(gallery, "gallery")
+        people = (as_people(query, "query"), as_people(gallery, "gallery"))
         self.metric = metric
-        self.dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-        self.width = query.shape[1]
+        self.score = choose_score(score, metric, query_parts=people[0].has_parts, gallery_parts=people[1].has_parts)
+        _check_pair(*people, self.score)
+        feature = people[0].feature
+        self.dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
+        self.width = 0 if self.score == "parts" else feature.shape[1]
+        self.parts = _part_shape(people[0]) if self.score != "feature" else (0, 0)
         product_dtype = torch.float64 if metric == "euclidean" else self.dtype
-        if product_dtype == torch.float64 and query.device.type == "mps":
-            query, gallery = query.cpu(), gallery.cpu()  # Apple's GPUs have no double precision
-        self.device = query.device
+        # Apple's GPUs have no double precision.
+        on_cpu = product_dtype == torch.float64 and feature.device.type == "mps"
+        self.device = torch.device("cpu") if on_cpu else feature.device
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-            query, gallery = query.to(product_dtype), gallery.to(product_dtype)
-            if metric == "cosine":
-                self._query, self._gallery = unit_rows(query), unit_rows(gallery)
-            else:
-                self._query, self._gallery = query, gallery
-                self._query_squares = query.square().sum(dim=1, keepdim=True)  # (Q, 1)
-                self._gallery_squares = gallery.square().sum(dim=1)  # (G,)
+            self._query, self._gallery = (self._rows(side, product_dtype) for side in people)
+            if metric == "euclidean":
+                self._query_squares = self._query.square().sum(dim=1, keepdim=True)  # (Q, 1)
+                self._gallery_squares = self._gallery.square().sum(dim=1)  # (G,)
                 if not (self._query_squares.isfinite().all() and self._gallery_squares.isfinite().all()):
                     raise ValueError(
                         "query or gallery: squared lengths overflow double precision; scale the features down"
                     )
-        automatic = BLOCK_BYTES // (len(self._gallery) * product_dtype.itemsize)
+        tables = {"feature": 1, "parts": 2, "sum": 3}[self.score]
+        automatic = BLOCK_BYTES // (len(self._gallery) * product_dtype.itemsize * tables)
         self._copies: tuple[Tensor, Tensor] | None = None
         self.rows = min(len(self._query), block if block is not None else max(MIN_BLOCK, automatic))
+
+    def _rows(self, people: PersonFeatures, dtype: torch.dtype) -> Tensor:
+        """Everything a score reads of a person in one row: feature, weighted part features, visibilities."""
+        feature = people.feature.to(self.device)
+        if self.metric == "euclidean":
+            return feature.to(dtype)
+        if self.score == "feature":
+            return unit_rows(feature.to(dtype))
+        part_features, part_visibility = people.require_parts()
+        count, width = self.parts
+        rows = torch.empty(len(people), self.width + count * width + count, dtype=dtype, device=self.device)
+        # In pieces: parts are several times the features, and converting them takes more than one copy at a time.
+        size = max(1, _PACKED_VALUES // rows.shape[1])
+        for start in range(0, len(rows), size):
+            some = slice(start, start + size)
+            visibility = part_visibility[some].to(self.device, dtype)
+            parts = unit_rows(part_features[some].to(self.device, dtype)).mul_(visibility[:, :, None])
+            rows[some, self.width : -count] = parts.flatten(1)
+            rows[some, -count:] = visibility
+            if self.width:
+                rows[some, : self.width] = unit_rows(feature[some].to(dtype))
+        return rows
 
     def select_gallery(self, kept: Tensor) -> None:
         """Keeps these gallery rows only; ``kept`` holds increasing indices."""
@@ -189,9 +198,9 @@ class ScoreBlocks:
         query = self._query[rows.to(self.device)]
         count = len(query)
         if count < MIN_BLOCK:
-            query = torch.cat([query, query.new_zeros(MIN_BLOCK - count, self.width)])
+            query = torch.cat([query, query.new_zeros(MIN_BLOCK - count, query.shape[1])])
         with exact_products(self.device):
-            product = (query @ self._gallery.T)[:count]
+            product = self._products(query)[:count]
             if self._copies is None:
                 self._copies = later_copies(self._gallery)
             later, first = self._copies
@@ -202,6 +211,16 @@ class ScoreBlocks:
             squares = product.mul_(-2).add_(self._query_squares[rows.to(self.device)]).add_(self._gallery_squares)
             return squares.clamp_(min=0).sqrt_().neg_().to(self.dtype)
 
+    def _products(self, query: Tensor) -> Tensor:
+        """(n, G): the features' products, the part score, or both added up."""
+        if self.score == "feature":
+            return query @ self._gallery.T
+        split = (self.width, self.parts[0] * self.parts[1], self.parts[0])
+        sides = zip(query.split(split, dim=1), self._gallery.split(split, dim=1), strict=True)
+        (feature, features), (weighted, all_weighted), (visibility, visibilities) = sides
+        scores = (weighted @ all_weighted.T).div_((visibility @ visibilities.T).add_(PART_EPSILON))
+        return scores.add_(feature @ features.T) if self.score == "sum" else scores
+
     def blocks(self, queries: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields (query indices, scores) until all queries, or the given ones, have been seen."""
         chosen = torch.arange(len(self._query)) if queries is None else queries
@@ -209,5 +228,52 @@ class ScoreBlocks:
             yield rows, self.scores(rows)
 
     def public(self, scores: Tensor) -> Tensor:
-        """Scores as users read them: cosine similarities, or distances (smaller is better)."""
+        """Scores as users read them: similarities, or distances (smaller is better)."""
         return scores if self.metric == "cosine" else scores.neg()
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What is compared and how, as plain JSON values."""
+        count, width = self.parts
+        return {
+            "metric": self.metric,
+            "score": self.score,
+            "score_dtype": str(self.dtype).removeprefix("torch."),
+            "feature_width": self.width or None,
+            "parts": {"count": count, "width": width, "epsilon": PART_EPSILON} if count else None,
+        }
+
+
+def _part_shape(people: PersonFeatures) -> tuple[int, int]:
+    """(parts, values a part)."""
+    _, count, width = people.require_parts()[0].shape
+    return count, width
+
+
+def _check_pair(query: PersonFeatures, gallery: PersonFeatures, score: str) -> None:
+    """Raises for what a score reads of two sides that do not fit each other, or holds values that cannot be ranked."""
+    if query.feature.shape[1] != gallery.feature.shape[1]:
+        raise ValueError(
+            f"query and gallery: got {query.feature.shape[1]} and {gallery.feature.shape[1]} columns; "
+            "both need the same width"
+        )
+    if query.feature.dtype != gallery.feature.dtype:
+        raise TypeError(
+            f"query and gallery: got {query.feature.dtype} and {gallery.feature.dtype}; convert one of them"
+        )
+    if query.feature.device != gallery.feature.device:
+        raise ValueError(
+            f"query and gallery: got devices {query.feature.device} and {gallery.feature.device}; move one of them"
+        )
+    if score != "feature" and _part_shape(query) != _part_shape(gallery):
+        raise ValueError(
+            f"query and gallery: got parts of shape {_part_shape(query)} and {_part_shape(gallery)} "
+            "(parts, values a part); both need the same"
+        )
+    for name, people in (("query", query), ("gallery", gallery)):
+        if score != "parts":
+            check_finite(people.feature, name)
+        if score != "feature":
+            part_features, visibility = people.require_parts()
+            check_finite(part_features, f"{name}.part_features")
+            check_visibility(visibility, f"{name}.part_visibility")

@@ -21,7 +21,7 @@ class RankList:
     Attributes:
         query: Row of the query.
         indices: (n,) int64 rows of the gallery, n <= k.
-        scores: (n,) cosine similarities, or Euclidean distances.
+        scores: (n,) similarities, or Euclidean distances.
         matches: (n,) bool, True where the identity is the query's.
     """
 
@@ -32,30 +32,34 @@ class RankList:
 
 
 def search(
-    query: Any, gallery: Any, k: int, *, metric: str = "cosine", block: int | None = None
+    query: Any, gallery: Any, k: int, *, metric: str = "cosine", score: str = "auto", block: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` best gallery entries of each query, exactly: argtop_k q.g / (|q| |g|), or argmin_k |q - g|.
 
+    With parts also the visibility-weighted part score, and its sum with the cosine (:func:`evaluate`, ``score``).
+
     Of equal scores the entry with the lower gallery index comes first, also where the k-th place falls among them.
-    Memory beyond one copy of the features: one block of ``block`` x gallery scores. 2 Q G d FLOP.
+    Memory beyond one copy of the features: one block of ``block`` x gallery scores. 2 Q G d FLOP, and
+    2 Q G L (d' + 1) for L parts of width d'.
 
     Args:
-        query: (Q, d) tensor or array of fp16, bf16, fp32 or fp64, on any device.
-        gallery: (G, d), same dtype and device.
+        query: (Q, d) tensor or array of fp16, bf16, fp32 or fp64, on any device; or ``PersonFeatures``.
+        gallery: (G, d), same dtype and device; or ``PersonFeatures``.
         k: Results a query, 1 to G.
         metric: ``cosine`` or ``euclidean``.
+        score: ``feature``, ``parts``, ``sum`` or ``auto``, as in ``evaluate``.
         block: Queries at a time; None takes about 32 MiB of scores.
 
     Returns:
-        scores (Q, k), fp32 (fp64 for fp64 features), best first: cosine similarities, falling, or Euclidean distances,
-        rising; and indices (Q, k), int64, into the gallery. Both on the features' device.
+        scores (Q, k), fp32 (fp64 for fp64 features), best first: similarities, falling, or Euclidean distances, rising;
+        and indices (Q, k), int64, into the gallery. Both on the features' device.
 
     Raises:
         TypeError: Features that are not floating point or of two dtypes; ``k`` that is not an integer.
         ValueError: Wrong or unequal shapes, an empty query or gallery, NaN or infinite features (the rows are named),
-            ``k`` outside 1..G, an unknown metric.
+            visibilities outside [0, 1], ``k`` outside 1..G, an unknown metric or score, a score of parts without parts.
     """
-    blocks = ScoreBlocks(query, gallery, metric=metric, block=block)
+    blocks = ScoreBlocks(query, gallery, metric=metric, score=score, block=block)
     if isinstance(k, bool) or not isinstance(k, int | np.integer):
         raise TypeError(f"k: got {type(k).__name__}, supported is an integer")
     if not 1 <= k <= blocks.shape[1]:
@@ -91,6 +95,7 @@ def rank_lists(
     queries: Any | None = None,
     protocol: str | Protocol = "market1501",
     metric: str = "cosine",
+    score: str = "auto",
     block: int | None = None,
 ) -> list[RankList]:
     """The first ``k`` results of some queries with the protocol's junk left out: what ``evaluate`` ranks, to look at.
@@ -99,13 +104,13 @@ def rank_lists(
         query, gallery, query_pids, gallery_pids, query_camids, gallery_camids: As in ``evaluate``.
         k: Results a query; fewer where the gallery has fewer that count.
         queries: Query rows to list, in this order; None lists all.
-        protocol, metric, block: As in ``evaluate``.
+        protocol, metric, score, block: As in ``evaluate``.
 
     Raises:
         TypeError, ValueError: As ``evaluate``; also a ``k`` below 1 or a query row that does not exist.
     """
     rules = get_protocol(protocol)
-    blocks = ScoreBlocks(query, gallery, metric=metric, block=block)
+    blocks = ScoreBlocks(query, gallery, metric=metric, score=score, block=block)
     num_query, num_gallery = blocks.shape
     pids = as_labels(query_pids, "query_pids", num_query)
     matched = as_labels(gallery_pids, "gallery_pids", num_gallery)

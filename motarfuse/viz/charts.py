@@ -15,7 +15,7 @@ WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 12, 46
 MAX_POINTS = 120
 # Distinct line styles as well as colours: a chart must survive a grey printer. The style sheet has as many colours.
-DASHES = ("", "7 3", "2 3", "10 3 2 3", "4 2 1 2 1 2")
+DASHES = ("", "7 3", "2 3", "10 3 2 3", "4 2 1 2 1 2", "14 4", "5 2 5 2 1 2", "1 2")
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,17 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [i * step for i in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Ticks of a logarithmic axis for 0 < low <= high: powers of ten; within one decade also 2 and 5 times them."""
+    first, last = math.floor(math.log10(low) + 1e-9), math.ceil(math.log10(high) - 1e-9)
+    last = max(last, first + 1)
+    if last - first > 1:
+        step = -(-(last - first) // 6)
+        last = first + -(-(last - first) // step) * step
+        return [10.0**power for power in range(first, last + 1, step)]
+    return [factor * 10.0**first for factor in (1, 2, 5, 10)]
+
+
 def format_number(value: float) -> str:
     """A tick's text: 1200 is 1.2k, 0.00035 is 3.5e-4."""
     size = abs(value)
@@ -84,17 +95,23 @@ def line_chart(
     x_ticks: Sequence[float] = (),
     y_floor: float | None = None,
     y_ceiling: float | None = None,
+    y_log: bool = False,
 ) -> str:
     """An ``<svg>`` with one line a series and, for more than one, a legend below it.
 
     Args:
-        series: Up to five lines; those without a finite point are left out.
+        series: Lines; those without a finite point are left out. Eight have their own colour and dashes, the next ones
+            share colours with them and have other dashes.
         label: What the chart shows, for people who cannot see it; the last values are added.
         x_label: Text below the horizontal axis.
         y_format: Text of a vertical tick.
         x_ticks: Ticks of the horizontal axis, its ends the first and last; empty takes whole numbers within the data.
         y_floor, y_ceiling: Values that the vertical axis must reach, and not pass where the data do not.
+        y_log: Whether the vertical axis is logarithmic, for lines of different sizes; what is not positive breaks a
+            line there, and ``y_floor`` must be positive.
     """
+    if y_log:
+        series = [Series(line.name, line.x, [y if y > 0 else math.nan for y in line.y]) for line in series]
     drawn = [line for line in series if any(math.isfinite(y) for y in line.y)]
     if not drawn:
         return '<p class="empty">No values yet.</p>'
@@ -102,7 +119,7 @@ def line_chart(
     values = [y for line in shown for y in (*line.y, *line.low, *line.high) if math.isfinite(y)]
     low = min(values) if y_floor is None else min(y_floor, *values)
     high = max(values) if y_ceiling is None else max(y_ceiling, *values)
-    y_ticks = nice_ticks(low, high, 4)
+    y_ticks = log_ticks(low, high) if y_log else nice_ticks(low, high, 4)
     x_low, x_high = min(line.x[0] for line in drawn), max(line.x[-1] for line in drawn)
     if x_ticks:
         x_low, x_high = x_ticks[0], x_ticks[-1]
@@ -114,8 +131,11 @@ def line_chart(
     def px(x: float) -> float:
         return LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
 
+    scaled: Callable[[float], float] = math.log10 if y_log else float
+    y_low, y_high = scaled(y_ticks[0]), scaled(y_ticks[-1])
+
     def py(y: float) -> float:
-        return TOP + (y_ticks[-1] - y) / (y_ticks[-1] - y_ticks[0]) * (HEIGHT - TOP - BOTTOM)
+        return TOP + (y_high - scaled(y)) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
     described = escape(_describe(label, drawn, y_format))
     parts = [f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">']
@@ -140,7 +160,7 @@ def line_chart(
 
 
 def _draw(line: Series, index: int, px: Callable[[float], float], py: Callable[[float], float]) -> str:
-    style, dash = f"s{index % len(DASHES)}", DASHES[index % len(DASHES)]
+    style, dash = _style(index)
     parts = []
     if line.low:
         band = [i for i in range(len(line.x)) if math.isfinite(line.low[i])]
@@ -163,14 +183,20 @@ def _draw(line: Series, index: int, px: Callable[[float], float], py: Callable[[
     return "".join(parts)
 
 
+def _style(index: int) -> tuple[str, str]:
+    """Class and dashes of a line; a further round of the colours has its dashes moved on, so that no two are alike."""
+    turn, place = divmod(index, len(DASHES))
+    return f"s{place}", DASHES[(place + turn) % len(DASHES)]
+
+
 def _legend(shown: Sequence[Series]) -> str:
     items = []
     for index, line in enumerate(shown):
-        dash = DASHES[index % len(DASHES)]
+        style, dash = _style(index)
         dashes = f' stroke-dasharray="{dash}"' if dash else ""
         items.append(
             f'<li><svg viewBox="0 0 28 8" width="28" height="8" aria-hidden="true">'
-            f'<path class="line s{index % len(DASHES)}" d="M1 4H27"{dashes}/></svg>{escape(line.name)}</li>'
+            f'<path class="line {style}" d="M1 4H27"{dashes}/></svg>{escape(line.name)}</li>'
         )
     return f'<ul class="legend">{"".join(items)}</ul>'
 

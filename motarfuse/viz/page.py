@@ -11,12 +11,14 @@ STYLE = """
   --paper: #fafaf8; --card: #ffffff; --ink: #1d2126; --soft: #59626d; --rule: #dfe2e5; --accent: #1f5f8b;
   --right: #17784a; --wrong: #b5352a; --note: #8a5a00; --grey: #e6e8eb;
   --s0: #1f6fb2; --s1: #c2571a; --s2: #2d8659; --s3: #7b52a6; --s4: #6b7078;
+  --s5: #b03a72; --s6: #857200; --s7: #0b7f8c;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --card: #1c2024; --ink: #e6e8ea; --soft: #a3acb5; --rule: #33393f; --accent: #7db8e0;
     --right: #5cc48f; --wrong: #f08478; --note: #e0b060; --grey: #2c3238;
     --s0: #6fb3ea; --s1: #f09a5e; --s2: #6cc79a; --s3: #bd9ae3; --s4: #a9b0b8;
+    --s5: #ec8ab8; --s6: #d2c04e; --s7: #5cc9d6;
   }
 }
 * { box-sizing: border-box; }
@@ -77,6 +79,9 @@ path.s1 { stroke: var(--s1); } .band.s1, .dot.s1 { fill: var(--s1); }
 path.s2 { stroke: var(--s2); } .band.s2, .dot.s2 { fill: var(--s2); }
 path.s3 { stroke: var(--s3); } .band.s3, .dot.s3 { fill: var(--s3); }
 path.s4 { stroke: var(--s4); } .band.s4, .dot.s4 { fill: var(--s4); }
+path.s5 { stroke: var(--s5); } .band.s5, .dot.s5 { fill: var(--s5); }
+path.s6 { stroke: var(--s6); } .band.s6, .dot.s6 { fill: var(--s6); }
+path.s7 { stroke: var(--s7); } .band.s7, .dot.s7 { fill: var(--s7); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 0 0 0 4px; margin: 6px 0 0;
           font-size: .84rem; color: var(--soft); }
 .legend li { min-width: 0; overflow-wrap: anywhere; }
@@ -101,6 +106,37 @@ path.s4 { stroke: var(--s4); } .band.s4, .dot.s4 { fill: var(--s4); }
 .right .mark { background: var(--right); } .wrong .mark { background: var(--wrong); }
 .under { display: block; font-size: .76rem; line-height: 1.35; margin-top: 4px; font-variant-numeric: tabular-nums; }
 .under span { display: block; color: var(--soft); }
+.people { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 16px;
+          margin-top: 16px; }
+.keys { display: grid; grid-template-columns: max-content 1fr; gap: 2px 16px; max-width: 80ch; font-size: .92rem; }
+.keys dd { margin: 0; color: var(--soft); }
+:is(.person, .posture, .matches) figcaption { font-size: .86rem; color: var(--soft); overflow-wrap: anywhere; }
+:is(.person, .matches) figcaption { margin-bottom: 12px; }
+.panels { list-style: none; margin: 0; padding: 0; display: grid; grid-template-columns: repeat(4, minmax(0, 1fr));
+          gap: 10px; }
+.panels img, .pair img, .posture img { display: block; width: 100%; height: auto; border-radius: 4px; }
+.bars { list-style: none; margin: 14px 0 0; padding: 0; columns: 2; column-gap: 24px; font-size: .76rem;
+        font-variant-numeric: tabular-nums; }
+.bars li { display: grid; grid-template-columns: 22px 1fr 30px; gap: 8px; align-items: center; padding-bottom: 4px;
+           break-inside: avoid; }
+.bars li > span:last-child { text-align: right; color: var(--soft); }
+.track { height: 9px; background: var(--grey); border-radius: 2px; overflow: hidden; }
+.track i { display: block; height: 100%; }
+.part { display: inline-grid; place-content: center; width: 22px; height: 22px; border-radius: 50%; font-size: 12px;
+        line-height: 1; font-weight: 600; color: #fff; text-shadow: 0 0 2px #000, 0 0 2px #000, 0 0 1px #000; }
+.posture { display: flex; flex-wrap: wrap; gap: 16px 24px; }
+.posture img { width: 160px; }
+.posture figcaption { flex: 1 1 240px; max-width: 60ch; }
+.matches { margin-top: 16px; }
+.pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 24px 36px; }
+.pair { display: grid; grid-template-columns: minmax(0, 1fr) 156px; gap: 10px 16px; align-items: start; }
+.answer { grid-column: 1 / -1; margin: 0; font-size: .86rem; overflow-wrap: anywhere; }
+.right .answer b { color: var(--right); } .wrong .answer b { color: var(--wrong); }
+.pair table { font-size: .8rem; }
+.pair table.values :is(th, td) { padding: 3px 0; text-align: right; vertical-align: middle; min-width: 0; }
+.pair table.values th:first-child { text-align: left; }
+.pair table.values .sum > * { border-top: 1px solid var(--soft); font-weight: 600; }
+.chip { display: inline-block; width: 18px; height: 9px; margin-right: 6px; border-radius: 2px; }
 @media (max-width: 860px) { .ranks ol { grid-template-columns: repeat(5, minmax(0, 1fr)); } }
 @media (max-width: 520px) {
   header { padding-top: 24px; }
@@ -109,6 +145,8 @@ path.s4 { stroke: var(--s4); } .band.s4, .dot.s4 { fill: var(--s4); }
   .under { font-size: .72rem; }
   .mark { width: 15px; height: 15px; right: 1px; bottom: 1px; }
   .card { padding: 16px 14px; }
+  .panels { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .pair { grid-template-columns: minmax(0, 1fr); }
   .chart text { font-size: 17px; }
   h2 { margin-top: 40px; }
 }
@@ -134,10 +172,11 @@ footer { color: var(--soft); font-size: .84rem; margin-top: 64px; padding-bottom
 @media print {
   :root { --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --rule: #bbb; --grey: #eee; color-scheme: light;
           --right: #17784a; --wrong: #b5352a;
-          --s0: #1f6fb2; --s1: #c2571a; --s2: #2d8659; --s3: #7b52a6; --s4: #6b7078; }
+          --s0: #1f6fb2; --s1: #c2571a; --s2: #2d8659; --s3: #7b52a6; --s4: #6b7078;
+          --s5: #b03a72; --s6: #857200; --s7: #0b7f8c; }
   body { font-size: 11pt; } nav { display: none; }
   figure, .card, tr { break-inside: avoid; } h2, h3, summary { break-after: avoid; }
-  .mark, .crop { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .mark, .crop, .part, .track, .track i, .chip { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .ranks ol { grid-template-columns: repeat(10, minmax(0, 1fr)); }
 }
 """

@@ -12,6 +12,7 @@ from motarfuse import __version__
 from motarfuse.engine.outputs import make_folder, write_bytes
 from motarfuse.viz.charts import Series, format_percent, line_chart
 from motarfuse.viz.page import page
+from motarfuse.viz.part_section import part_section
 from motarfuse.viz.rank_section import rank_section
 from motarfuse.viz.run_folder import Evaluation, RunFolder, number, read_run
 
@@ -24,6 +25,22 @@ HEADLINES = (
 )
 
 CMC_TABLE = (1, 5, 10, 20, 50)
+
+LOSSES = (
+    ("loss", "total"),
+    ("loss_id", "identity"),
+    ("loss_triplet", "triplet"),
+    ("loss_class", "identity of the class token"),
+)
+MOTION_LOSSES = (
+    ("loss_motion", "weighted sum"),
+    ("loss_flow", "flow"),
+    ("loss_occ", "occluded copy"),
+    ("loss_eq", "equivariance"),
+    ("loss_rec", "reconstruction"),
+    ("loss_part", "parts"),
+    ("loss_div", "diversity"),
+)
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -57,6 +74,7 @@ def render_report(run: RunFolder) -> str:
         ("results", "Results", _results(run)),
         ("cmc", "CMC curves", _cmc(run)),
         ("training", "Training", _training(run)),
+        ("parts", "Parts and motion", part_section(run)),
         ("rank-lists", "Rank lists", rank_section(run.evaluations)),
         ("protocol", "Protocol", _protocols(run)),
         ("config", "Config", _config(run)),
@@ -170,15 +188,31 @@ def _training(run: RunFolder) -> str:
     if not run.training and not run.history:
         return ""
     figures = []
-    losses = [("loss", "total"), ("loss_id", "identity"), ("loss_triplet", "triplet")]
+    masses = [(f"health/mass_{part}", f"part {part + 1}") for part in run.logged_parts]
+    shares = [(f"health/{key}", key) for key in ("foreground", "visibility", "confidence")]
+    determinants = [("health/det_max", "largest"), ("health/det_min", "smallest")]
     for caption, note, keys in (
-        ("Loss", "per step; the band is the range where points are merged", losses),
+        ("Loss", "per step; the band is the range where points are merged", LOSSES),
+        (
+            "Motion consistency",
+            "terms before weighting, and their weighted sum before the ramp; logarithmic",
+            MOTION_LOSSES,
+        ),
+        ("Parts: mask mass", "share of all cells that each part owns, mean over a batch", masses),
+        (
+            "Foreground and confidence",
+            "mean foreground of the cells, visibility of the parts, sharpness of the heat maps (1: one cell)",
+            shares,
+        ),
+        ("Determinants", "of the parts' affines in a batch; 1 is a part without deformation", determinants),
         ("Learning rate", "per step", [("lr", "learning rate")]),
         ("Throughput", "images per second", [("images_per_second", "images per second")]),
     ):
         series = [_logged(run.training, key, name) for key, name in keys if any(key in event for event in run.training)]
         if series:
-            chart = line_chart(series, label=caption, x_label="step", y_floor=0.0)
+            # The terms of motion consistency differ by orders of magnitude.
+            axis: dict[str, Any] = {"y_log": True} if keys is MOTION_LOSSES else {"y_floor": 0.0}
+            chart = line_chart(series, label=caption, x_label="step", **axis)
             figures.append(_figure(caption, note, chart))
     for key, caption in (("mAP", "mAP"), ("rank1", "Rank-1")):
         series = [

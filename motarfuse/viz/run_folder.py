@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import yaml
 
 from motarfuse.errors import DataError
+
+_MASS = re.compile(r"health/mass_(\d+)")
 
 
 @dataclass
@@ -73,6 +76,17 @@ class RunFolder:
     def last_step(self) -> int:
         """The last step that was logged, 0 before the first."""
         return int(self.training[-1]["step"]) if self.training else 0
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the log tells of a network with parts."""
+        return any(key.startswith("health/") for event in self.training for key in event)
+
+    @property
+    def logged_parts(self) -> list[int]:
+        """Parts, from 0, whose mask mass the log tells."""
+        found = {match[1] for event in self.training for key in event if (match := _MASS.fullmatch(key))}
+        return sorted(map(int, found))
 
 
 def number(values: dict[str, Any], key: str, default: float) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +19,18 @@ from motarfuse.engine.checkpoint import (
     INDEX,
     MODEL,
     TRAINING,
+    describe_checkpoint,
+    file_sha256,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     load_model,
+    locate_checkpoint,
     save_checkpoint,
 )
 from motarfuse.engine.outputs import PARTIAL, atomic_folder, make_folder, remove_partial, write_bytes, write_json
 from motarfuse.errors import CheckpointError, OutputError
-from motarfuse.models import build_model
+from motarfuse.models import build_model, packaged
 
 
 def save(folder: Path, step: int, **options: Any) -> Path:
@@ -118,6 +122,74 @@ def test_a_place_without_checkpoint_says_what_was_expected(tmp_path: Path) -> No
         find_checkpoint(tmp_path)
     with pytest.raises(CheckpointError, match="does not exist"):
         find_checkpoint(tmp_path / "nothing")
+
+
+@pytest.fixture
+def packaged_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A packaged network named small, whose weight file is returned; the working folder is empty."""
+    folder = tmp_path / "package"
+    folder.mkdir()
+    monkeypatch.setattr(packaged, "WEIGHTS", folder)
+    model, metadata = load_model(save(tmp_path / "source", 5))
+    config = metadata["model"]["config"]
+    weights, card = packaged.pack(
+        model, "small", model_name="vit_reid", model_config=config, step=5, training_data="random numbers"
+    )
+    (folder / "small.safetensors").write_bytes(weights)
+    (folder / "small.json").write_bytes(card)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return folder / "small.safetensors"
+
+
+def test_a_packaged_name_stands_for_its_network(packaged_small: Path) -> None:
+    assert find_checkpoint("small") == packaged_small
+    assert find_checkpoint(packaged_small) == packaged_small
+    model, metadata = load_model("small")
+    assert not model.training
+    assert metadata["step"] == 5
+    assert metadata["model"]["name"] == "vit_reid"
+    again, _ = load_model(packaged_small)
+    images = torch.randn(2, 3, 32, 16)
+    assert torch.equal(again(images).feature, model(images).feature)
+    loaded = load_checkpoint("small", training=False)
+    assert loaded.training == {}
+    assert all(torch.equal(loaded.model[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(CheckpointError, match=r"holds no state of its training.*train\.initial=small"):
+        load_checkpoint("small")
+
+
+def test_an_existing_path_comes_before_a_packaged_name(packaged_small: Path) -> None:
+    path = save(Path("small/checkpoints"), 9)
+    assert find_checkpoint("small") == path
+    assert load_model("small")[1]["step"] == 9
+    shutil.rmtree("small/checkpoints")
+    with pytest.raises(CheckpointError, match="small holds no checkpoint"):
+        find_checkpoint("small")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        find_checkpoint("elsewhere/small")
+
+
+def test_a_wrong_path_lists_the_packaged_names(packaged_small: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"smal does not exist; give .*\(packaged are: small\)"):
+        find_checkpoint("smal")
+
+
+def test_a_manifests_entry_leads_back_to_the_checkpoint(packaged_small: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "run/checkpoints", 4)
+    entry = describe_checkpoint(tmp_path / "run", 4)
+    assert entry == {"path": str(path), "sha256": file_sha256(path / MODEL), "step": 4}
+    assert locate_checkpoint(entry) == path
+    entry = describe_checkpoint("small", 5)
+    assert entry["packaged"] == "small"
+    assert entry["sha256"] == file_sha256(packaged_small)
+    Path("small").mkdir()  # whatever is called so here and now is not what the features came from
+    assert locate_checkpoint({**entry, "path": "/gone/small.safetensors"}) == packaged_small
+    with pytest.raises(CheckpointError, match="no packaged network is named 'large'"):
+        locate_checkpoint({**entry, "packaged": "large"})
+    (path / MODEL).unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        describe_checkpoint(path, 4)
 
 
 def test_a_kill_while_writing_leaves_the_previous_checkpoint(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_every_row_belongs_to_its_line_of_the_table(checkpoint: Path, people: Pa
     assert manifest["source"] == str(people.resolve())
     assert manifest["checkpoint"]["step"] == 3
     assert manifest["num_images"] == 48
+    assert manifest["parts"] is None
 
 
 def test_plain_folders_are_read_recursively_without_labels(checkpoint: Path, tmp_path: Path) -> None:
@@ -132,9 +133,9 @@ def test_flip_makes_features_of_mirror_images_equal(checkpoint: Path, people: Pa
     Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(mirrored)
     features, kept = encode(model, [path, mirrored], flip=True)
     assert kept == [0, 1]
-    torch.testing.assert_close(features[0], features[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(features.feature[0], features.feature[1], rtol=1e-4, atol=1e-5)
     plain, _ = encode(model, [path, mirrored])
-    assert not torch.allclose(plain[0], plain[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain.feature[0], plain.feature[1], rtol=1e-4, atol=1e-5)
 
 
 def test_encode_gives_the_model_back_in_its_mode(checkpoint: Path, people: Path) -> None:
@@ -144,7 +145,7 @@ def test_encode_gives_the_model_back_in_its_mode(checkpoint: Path, people: Path)
     features, _ = encode(model, sorted((people / "query").iterdir()))
     assert model.training
     assert torch.equal(model.neck.running_mean, before)
-    assert (features * 1).requires_grad is False
+    assert features.feature.requires_grad is False
 
 
 def test_other_files_are_never_replaced(checkpoint: Path, people: Path, tmp_path: Path) -> None:
@@ -224,6 +225,16 @@ def test_evaluation_record_is_what_retrieval_says_of_the_features(
     expected = evaluate(*features, *pids, *cameras)
     assert record["metrics"]["mAP"] == pytest.approx(expected.mAP, abs=1e-6)
     assert record["cmc"] == pytest.approx(expected.cmc.tolist())
+    assert record["score"] == record["manifest"]["score"] == "feature"
+    assert record["scores"] == {"feature": {**record["metrics"], "cmc": record["cmc"]}}
+    assert record["queries"] == {
+        "feature": {
+            "pid": pids[0],
+            "average_precision": expected.average_precision.round(6).tolist(),
+            "inp": expected.inp.round(6).tolist(),
+            "first_rank": expected.first_rank.tolist(),
+        }
+    }
     assert record["manifest"]["protocol"]["name"] == "market1501"
     assert record["step"] == 3
     assert record["root"] == str(people.resolve())
@@ -243,6 +254,10 @@ def test_evaluation_without_query_or_with_an_unknown_protocol_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.protocol must be one of"):
         evaluate_checkpoint(checkpoint, people, protocol="mars9")
+    with pytest.raises(ConfigError, match=r"evaluation\.score must be one of auto, feature, parts, sum, got 'limbs'"):
+        evaluate_checkpoint(checkpoint, people, score="limbs")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"evaluation\.score is sum, but this network has no parts"):
+        evaluate_checkpoint(checkpoint, people, score="sum")
     alone = write_people(tmp_path / "alone")
     for path in (alone / "query").iterdir():
         path.unlink()

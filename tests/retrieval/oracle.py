@@ -9,12 +9,14 @@ import numpy as np
 
 @dataclass
 class Expected:
-    """What the evaluator has to find; NaN average precision for a skipped query."""
+    """What the evaluator has to find; NaN average precision and INP, and first rank 0, for a skipped query."""
 
     cmc: np.ndarray
     mAP: float  # noqa: N815
     mINP: float  # noqa: N815
     average_precision: np.ndarray
+    inp: np.ndarray
+    first_rank: np.ndarray
 
 
 def pair_scores(query: np.ndarray, gallery: np.ndarray, metric: str) -> np.ndarray:
@@ -26,6 +28,26 @@ def pair_scores(query: np.ndarray, gallery: np.ndarray, metric: str) -> np.ndarr
     return np.divide(query @ gallery.T, norms, out=np.zeros_like(norms), where=norms > 0)
 
 
+def part_scores(
+    query: tuple[np.ndarray, np.ndarray], gallery: tuple[np.ndarray, np.ndarray], epsilon: float = 1e-6
+) -> np.ndarray:
+    """(Q, G) fp64 part scores from part features (n, L, d) and visibilities (n, L), one pair and one part at a time."""
+    (query_parts, query_seen), (gallery_parts, gallery_seen) = (
+        [np.asarray(array, np.float64) for array in side] for side in (query, gallery)
+    )
+    scores = np.zeros((len(query_parts), len(gallery_parts)))
+    for i, j in np.ndindex(scores.shape):
+        total = weight = 0.0
+        for part in range(query_parts.shape[1]):
+            first, second = query_parts[i, part], gallery_parts[j, part]
+            lengths = np.linalg.norm(first) * np.linalg.norm(second)
+            shared = query_seen[i, part] * gallery_seen[j, part]
+            total += shared * (first @ second / lengths if lengths > 0 else 0.0)
+            weight += shared
+        scores[i, j] = total / (weight + epsilon)
+    return scores
+
+
 def evaluate(
     scores: np.ndarray,
     query_pids: np.ndarray,
@@ -34,7 +56,8 @@ def evaluate(
     gallery_camids: np.ndarray,
 ) -> Expected:
     """The Market-1501 protocol on given scores."""
-    precisions, penalties, hits = np.full(len(scores), np.nan), [], []
+    precisions, penalties = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
+    first, hits = np.zeros(len(scores), np.int64), []
     for i in range(len(scores)):
         order = [int(j) for j in np.argsort(-scores[i], kind="stable")]
         right = []
@@ -47,6 +70,8 @@ def evaluate(
             continue
         ranks = [position + 1 for position, is_right in enumerate(right) if is_right]
         precisions[i] = sum((found + 1) / rank for found, rank in enumerate(ranks)) / len(ranks)
-        penalties.append(len(ranks) / ranks[-1])
+        penalties[i] = len(ranks) / ranks[-1]
+        first[i] = ranks[0]
         hits.append([ranks[0] <= k for k in range(1, 51)])
-    return Expected(np.mean(hits, axis=0), float(np.nanmean(precisions)), float(np.mean(penalties)), precisions)
+    mean_precision, mean_penalty = float(np.nanmean(precisions)), float(np.nanmean(penalties))
+    return Expected(np.mean(hits, axis=0), mean_precision, mean_penalty, precisions, penalties, first)

@@ -40,6 +40,8 @@ def labels(rng: np.random.Generator, queries: int, gallery: int, identities: int
 
 def assert_equal(result: EvaluationResult, expected: oracle.Expected) -> None:
     np.testing.assert_allclose(result.average_precision, expected.average_precision, rtol=1e-13, equal_nan=True)
+    np.testing.assert_allclose(result.inp, expected.inp, rtol=1e-13, equal_nan=True)
+    np.testing.assert_array_equal(result.first_rank, expected.first_rank)
     np.testing.assert_allclose(result.cmc, expected.cmc, rtol=1e-13)
     assert result.mAP == pytest.approx(expected.mAP, rel=1e-13)
     assert result.mINP == pytest.approx(expected.mINP, rel=1e-13)

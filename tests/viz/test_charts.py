@@ -9,7 +9,8 @@ from itertools import pairwise
 
 import pytest
 
-from motarfuse.viz.charts import MAX_POINTS, Series, format_number, format_percent, line_chart, nice_ticks
+from motarfuse.viz.charts import MAX_POINTS, Series, format_number, format_percent, line_chart, log_ticks, nice_ticks
+from motarfuse.viz.page import STYLE
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,41 @@ def test_lines_differ_in_dashes_and_are_named_below() -> None:
     root = ElementTree.fromstring(f"<div>{svg}</div>")
     assert [item.text or "".join(item.itertext()) for item in root.iter("li")] == ["first", "second", "<third>"]
     assert root.find("svg").attrib["aria-label"].startswith("Three & more: first from 0 at 0 to 1 at 1")  # type: ignore[union-attr]
+
+
+def test_no_two_of_sixteen_lines_look_alike() -> None:
+    svg = line_chart([Series(str(k), [0, 1], [0, k]) for k in range(16)], label="a", x_label="step")
+    looks = re.findall(r'class="line (s\d)" d="[^"]*"(?: stroke-dasharray="([^"]*)")?/></svg>', svg)
+    assert len(looks) == len(set(looks)) == 16
+    assert len({colour for colour, _ in looks[:8]}) == len({dashes for _, dashes in looks[:8]}) == 8
+    for colour, _ in looks:
+        assert f"path.{colour} {{ stroke" in STYLE
+        assert STYLE.count(f"--{colour}: #") == 3  # light, dark, print
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.008, 6, [0.001, 0.01, 0.1, 1, 10]),
+        (2, 7, [1, 2, 5, 10]),
+        (1, 1, [1, 2, 5, 10]),
+        (1e-12, 1, [1e-12, 1e-10, 1e-8, 1e-6, 1e-4, 1e-2, 1]),
+    ],
+)
+def test_logarithmic_ticks_are_powers_of_ten_that_enclose_the_data(
+    low: float, high: float, expected: list[float]
+) -> None:
+    assert log_ticks(low, high) == pytest.approx(expected)
+
+
+def test_on_a_logarithmic_axis_equal_ratios_are_equal_heights() -> None:
+    (line,) = points(line_chart([Series("a", [0, 1, 2], [0.1, 1, 10])], label="a", x_label="step", y_log=True))
+    (_, y0), (_, y1), (_, y2) = line
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.11)
+    assert y0 > y2
+    pieces = points(line_chart([Series("a", range(4), [1, 0, -1, 2])], label="a", x_label="step", y_log=True))
+    assert [len(piece) for piece in pieces] == [1, 1]
+    assert "No values yet" in line_chart([Series("a", [1, 2], [0, 0])], label="a", x_label="step", y_log=True)
 
 
 def test_a_single_point_and_no_point_are_charts_too() -> None:

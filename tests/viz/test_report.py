@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 import json
 import re
@@ -10,10 +11,17 @@ import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from motarfuse.data import EvalTransform
+from motarfuse.data.images import read_image
+from motarfuse.engine import save_checkpoint
 from motarfuse.errors import DataError, OutputError
+from motarfuse.models import build_model
 from motarfuse.viz import write_report
 from tests.viz.fake_run import write_evaluation, write_log, write_run
 
@@ -98,6 +106,152 @@ def test_every_section_is_there_and_linked(text: str) -> None:
         assert part in page.words
     assert len(page.having("svg", role="img")) == 6  # CMC; loss, learning rate, throughput; mAP, Rank-1
     assert len(page.having("figure")) == 6 + 2 * 24
+
+
+def test_a_run_without_parts_shows_none(text: str, tmp_path: Path) -> None:
+    plain = write_run(tmp_path / "run", sets=("holistic",))
+    save_network(plain, build_model("vit_reid", size="nano"), "vit_reid")
+    for page in (Page(text), Page(write_report(plain).read_text())):
+        assert "Parts and motion" not in page.words
+        assert "Motion consistency" not in page.words
+        assert "Determinants" not in page.words
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("motar_fuse", size="nano").eval()
+
+
+@pytest.fixture(scope="module")
+def moving(tmp_path_factory: pytest.TempPathFactory, network: nn.Module) -> Path:
+    """A run of a network with parts."""
+    run = write_run(tmp_path_factory.mktemp("moving") / "run")
+    save_network(run, network, "motar_fuse")
+    log_health(run)
+    return run
+
+
+def save_network(run: Path, model: nn.Module, name: str) -> None:
+    """Replaces the run's checkpoint."""
+    shutil.rmtree(run / "checkpoints")
+    save_checkpoint(
+        run / "checkpoints", step=300, model=model.state_dict(), model_name=name, model_config={"size": "nano"}
+    )
+
+
+def log_health(run: Path, parts: int = 8) -> None:
+    """Adds to a log what the training of a network with parts writes."""
+    events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for event in events:
+        if event["event"] == "train":
+            terms = {"flow": 0.01, "occ": 0.6, "eq": 0.4, "part": 5.0, "div": 1.5, "motion": 6.5}
+            health = {"confidence": 0.07, "foreground": 0.4, "visibility": 0.3, "det_min": 0.7, "det_max": 1.2}
+            health |= {f"mass_{part}": 0.01 * (part + 1) for part in range(parts)} | {"mass_min": 0.01, "mass_max": 1}
+            event |= {f"loss_{name}": value / event["step"] for name, value in terms.items()}
+            event |= {f"health/{name}": value for name, value in health.items()}
+    (run / "log.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+@pytest.fixture(scope="module")
+def moving_text(moving: Path) -> str:
+    return write_report(moving).read_text()
+
+
+def test_a_run_with_parts_shows_people_posture_and_matches(moving_text: str, moving: Path) -> None:
+    page = Page(moving_text)
+    anchors = ["results", "cmc", "training", "parts", "rank-lists", "protocol", "config", "files"]
+    assert [a["id"] for a in page.having("h2")] == anchors
+    alts = [a["alt"] for a in page.having("img")]
+    for panel in ("crop", "parts", "keypoints", "motion"):
+        assert sum(alt.startswith((f"{panel} of query", f"{panel}: no foreground of query")) for alt in alts) == 8
+    assert sum(alt.startswith("The canonical posture: 8 numbered ellipses") for alt in alts) == 1
+    assert len(page.having("figure", **{"class": "card matches"})) == 3
+    assert "the network of step 300 sees: 8 parts" in page.words
+    assert len(page.having("ul", **{"class": "bars"})) == 8
+
+
+def test_matches_are_the_first_right_and_the_first_wrong_answer(moving_text: str, moving: Path) -> None:
+    by_query: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for name in ("holistic", "occluded"):
+        evaluation = json.loads((moving / "evaluations" / f"{name}.json").read_text())
+        for entry in evaluation["rank_lists"]:
+            by_query.setdefault((name, entry["query"]), []).append(entry)
+    figures = re.findall(r'<figure class="card matches">(.*?)</figure>', moving_text)
+    assert len(figures) == 3
+    for figure in figures:
+        name, query = re.findall(r"<figcaption>(\w+), query ([\w.]+)", figure)[0]
+        shown = re.findall(r"<b>(Right|Wrong)</b>, rank (\d+), ([\w.]+)", figure)
+        expected = []
+        for entry in by_query[name, query]:
+            matches = [result["match"] for result in entry["entries"]]
+            if True in matches and False in matches:
+                ranks = [("Right", matches.index(True)), ("Wrong", matches.index(False))]
+                expected.append([(word, str(rank + 1), entry["entries"][rank]["path"]) for word, rank in ranks])
+        assert shown in expected
+
+
+def test_bars_say_what_the_network_says_of_the_crop(moving_text: str, moving: Path, network: nn.Module) -> None:
+    query = re.findall(r"<figcaption>\w+, query ([\w.]+)", moving_text)[0]
+    crop = read_image(moving.parent / "images" / query, network.image_size)  # type: ignore[arg-type]
+    with torch.no_grad():
+        output = network(EvalTransform()(torch.from_numpy(crop).permute(2, 0, 1)[None]))
+    bars = re.findall(r'<ul class="bars"[^>]*>(.*?)</ul>', moving_text)[0]
+    assert re.findall(r"<span>([\d.]+)</span>", bars) == [f"{value:.2f}" for value in output.part_visibility[0]]
+
+
+def test_the_health_of_the_parts_is_drawn(moving_text: str) -> None:
+    labels = {a["aria-label"].split(":")[0]: a["aria-label"] for a in Page(moving_text).having("svg", role="img")}
+    assert "flow from 0.01 at 1 to 3.333e-5 at 300" in labels["Motion consistency"]
+    assert "diversity from" in labels["Motion consistency"]
+    assert "reconstruction" not in labels["Motion consistency"]  # not logged
+    assert "largest from 1.2 at 1 to 1.2 at 300; smallest from 0.7" in labels["Determinants"]
+    assert "foreground from 0.4" in labels["Foreground and confidence"]
+    assert "part 1 from 0.01 at 1" in labels["Parts"]
+    assert "part 8 from 0.08 at 1" in labels["Parts"]
+    assert "part 9" not in labels["Parts"]
+
+
+def test_without_a_checkpoint_a_run_with_parts_says_so(tmp_path: Path, network: nn.Module) -> None:
+    write_log(tmp_path / "run", steps=20)
+    log_health(tmp_path / "run")
+    assert "There are no pictures of the parts" in Page(write_report(tmp_path / "run").read_text()).words
+    run = write_run(tmp_path / "other", sets=("holistic",))
+    log_health(run)
+    save_network(run, network, "motar_fuse")
+    (run / "checkpoints" / "step-00000300" / "model.safetensors").write_bytes(b"cut off")
+    page = Page(write_report(run).read_text())
+    assert "is truncated: 7 bytes" in page.words
+    assert len(page.having("figure", **{"class": "ranks"})) == 24
+
+
+def test_a_diverged_network_gives_a_sentence_instead_of_pictures(tmp_path: Path, network: nn.Module) -> None:
+    run = write_run(tmp_path / "run", sets=("holistic",))
+    broken = copy.deepcopy(network)
+    with torch.no_grad():
+        broken.get_parameter("decoder.queries").fill_(float("nan"))
+    save_network(run, broken, "motar_fuse")
+    page = Page(write_report(run).read_text())
+    assert "There are no pictures of the parts: the network's output is not finite" in page.words
+
+
+def test_without_images_the_posture_is_left(tmp_path: Path, network: nn.Module) -> None:
+    run = write_run(tmp_path / "run", sets=("holistic",))
+    save_network(run, network, "motar_fuse")
+    images = sorted((tmp_path / "images").glob("*.jpg"))
+    for file in images[1::2]:
+        file.unlink()
+    some = Page(write_report(run).read_text())
+    assert re.search(r"\d+ of \d+ images could not be read and are left out", some.words)
+    assert some.having("ul", **{"class": "bars"})
+    for file in images[::2]:
+        file.unlink()
+    page = Page(write_report(run).read_text())
+    assert "None of the query images can be read" in page.words
+    assert any(a["alt"].startswith("The canonical posture") for a in page.having("img"))
+    assert page.having("figure", **{"class": "card matches"}) == []
+    shutil.rmtree(run / "evaluations")
+    assert "no people are shown" in Page(write_report(run).read_text()).words
 
 
 def test_headings_descend_one_level_at_a_time(text: str) -> None:
@@ -242,7 +396,8 @@ def browser() -> str:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_sticks_out_at_this_width(browser: str, run: Path, width: int, tmp_path: Path) -> None:
+def test_nothing_sticks_out_at_this_width(browser: str, moving: Path, width: int, tmp_path: Path) -> None:
+    run = moving
     write_evaluation(run, "a-set-whose-name-goes-on-and-on-" + "x" * 60, run.parent / "images")
     text = write_report(run, tmp_path / "report.html").read_text()
     text = text.replace("<details>", "<details open>")
