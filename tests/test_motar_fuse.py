@@ -53,7 +53,7 @@ def assert_same(found: MotarFuseOutput, expected: MotarFuseOutput, there: Tensor
     frames = there.shape[1]
     for name in VALUES:
         got, want = getattr(found, name), getattr(expected, name)
-        if name in ("feature", "embedding", "part_features", "part_visibility", "class_feature"):
+        if name in ("feature", "embedding", "part_features", "part_embeddings", "part_visibility", "class_feature"):
             torch.testing.assert_close(got, want, msg=lambda text, name=name: f"{name}: {text}")
         else:
             want = want.expand(-1, frames, *want.shape[2:])
@@ -203,12 +203,19 @@ def test_parts_of_a_clip_are_weighted_by_visibility_over_its_frames() -> None:
     tokens = torch.randn(1, 2, 8, 96)
     logits = torch.randn(2, 9, 8)
     visibility = torch.rand(1, 2, 8)
-    features, seen = model._parts(tokens, logits, visibility, torch.ones(1, 2, dtype=torch.bool))
+    assert model.part_neck is not None
+    model.part_neck.running_mean.zero_()  # type: ignore[union-attr]
+    model.part_neck.running_var.fill_(1 - model.part_neck.eps)  # type: ignore[union-attr]
+    model.part_neck.weight.data.fill_(2.0)
+    model.part_neck.bias.data.zero_()
+    features, embeddings, seen = model._parts(tokens, logits, visibility, torch.ones(1, 2, dtype=torch.bool))
     masks = logits.softmax(1)[:, 1:]
     for part in range(8):
         frames = [(masks[t, part, :, None] * tokens[0, t]).sum(0) / masks[t, part].sum() for t in range(2)]
         share = visibility[0, :, part] / visibility[0, :, part].sum()
-        torch.testing.assert_close(features[0, part], share[0] * frames[0] + share[1] * frames[1], rtol=1e-4, atol=1e-5)
+        expected = share[0] * frames[0] + share[1] * frames[1]
+        torch.testing.assert_close(embeddings[0, part], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(features[0, part], 2 * expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(seen, visibility.mean(1))
 
 

@@ -50,7 +50,7 @@ def pair(**changes: object) -> CopyPair:
 
 
 def loss(**weights: float) -> MotionConsistencyLoss:
-    names = ("flow", "occ", "eq", "rec", "part", "div")
+    names = ("flow", "occ", "eq", "inv", "rec", "part", "div")
     return MotionConsistencyLoss(DIM, PARTS, **{name: weights.get(name, 0.0) for name in names}).double()
 
 
@@ -101,7 +101,7 @@ def test_flow_is_the_mean_error_of_the_parts_motion_over_uncovered_cells() -> No
     torch.testing.assert_close(term("flow", copies), torch.stack(layers).mean(), rtol=1e-5, atol=0)
 
 
-def test_occlusion_is_the_sum_of_its_five_terms() -> None:
+def test_occlusion_is_the_sum_of_its_four_terms() -> None:
     copies = pair()
     goal, seen, inside = cell_kinds(copies)
     layers = []
@@ -124,9 +124,13 @@ def test_occlusion_is_the_sum_of_its_five_terms() -> None:
             places += [(moved[k] - source.keypoints[b, k]).norm() for k in range(PARTS)]
         means = [torch.stack(values).mean() for values in (background, divergences, visibilities, places)]
         layers.append(sum(means))
+    torch.testing.assert_close(term("occ", copies), torch.stack(layers).mean(), rtol=1e-5, atol=0)
+
+
+def test_invariance_is_one_minus_the_cosine_of_the_two_features() -> None:
+    copies = pair()
     cosine = torch.stack([F.cosine_similarity(copies.feature[b], copies.copy_feature[b], 0) for b in range(BATCH)])
-    expected = sum(layers) / len(layers) + (1 - cosine).mean()
-    torch.testing.assert_close(term("occ", copies), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(term("inv", copies), (1 - cosine).mean())
 
 
 def test_equivariance_holds_parts_of_which_half_is_seen() -> None:
@@ -170,7 +174,7 @@ def test_an_unchanged_copy_of_an_uncovered_image_costs_nothing() -> None:
     still = Affine(torch.eye(2).double().expand(BATCH, 2, 2), torch.zeros(BATCH, 2).double())
     feature = normal(0)(BATCH, DIM)
     copies = CopyPair(same, same, still, torch.zeros(BATCH, CELLS).double(), feature, 3 * feature)
-    for name in ("flow", "occ", "eq"):
+    for name in ("flow", "occ", "eq", "inv"):
         assert term(name, copies).abs() < 1e-5, name
 
 
@@ -182,7 +186,8 @@ def test_the_originals_teach_and_are_not_taught_by_occlusion() -> None:
         for state in group:
             for value in (state.masks, state.part_logits, state.keypoints, state.visibility):
                 value.retain_grad()
-    term("occ", pair(states=source, copy_states=target, feature=feature, copy_feature=copy_feature)).backward()
+    copies = pair(states=source, copy_states=target, feature=feature, copy_feature=copy_feature)
+    (term("occ", copies) + term("inv", copies)).backward()
     assert feature.grad is None
     assert copy_feature.grad is not None
     for state in source:
@@ -204,7 +209,7 @@ def test_no_copies_and_nothing_to_count_give_zero_and_zero_gradients() -> None:
         copies.feature[:0],
         copies.copy_feature[:0],
     )
-    total, terms = loss(flow=1.0, occ=1.0, eq=1.0)(copies.states, GRID, copies=none)
+    total, terms = loss(flow=1.0, occ=1.0, eq=1.0, inv=1.0)(copies.states, GRID, copies=none)
     assert total == 0
     assert terms == {}
     hidden = pair(covered=torch.ones(BATCH, CELLS).double())
@@ -273,21 +278,30 @@ def test_the_total_is_the_weighted_sum_and_differentiable() -> None:
     draw = normal(6)
     base, other = states(1), states(2)
     labels = torch.tensor([0, 0, 1])
-    features, visibility = draw(BATCH, PARTS, DIM), draw(BATCH, PARTS).sigmoid()
+    embeddings, features = draw(BATCH, PARTS, DIM), draw(BATCH, PARTS, DIM)
+    visibility = draw(BATCH, PARTS).sigmoid()
 
-    def total(keypoints: Tensor, affines: Tensor, features: Tensor) -> Tensor:
+    def total(keypoints: Tensor, affines: Tensor, embeddings: Tensor, features: Tensor) -> Tensor:
         changed = tuple(state._replace(keypoints=keypoints, affines=affines) for state in other)
         copies = pair(states=base, copy_states=changed)
         value, terms = module(
-            changed, GRID, copies=copies, part_features=features, part_visibility=visibility, labels=labels
+            changed,
+            GRID,
+            copies=copies,
+            part_embeddings=embeddings,
+            part_features=features,
+            part_visibility=visibility,
+            labels=labels,
         )
-        expected = 5 * terms["flow"] + terms["occ"] + terms["eq"] + terms["part"] + 0.1 * terms["div"]
+        expected = 5 * terms["flow"] + terms["occ"] + terms["eq"] + terms["inv"] + terms["part"]
+        expected = expected + 0.1 * terms["div"]
         torch.testing.assert_close(value, expected)
         return value
 
     # Logits and masks are left out: they also stand behind a stopped gradient, which differences do not know.
-    inputs = (other[-1].keypoints, other[-1].affines, features)
-    assert torch.autograd.gradcheck(total, tuple(value.detach().requires_grad_() for value in inputs))
+    inputs = (other[-1].keypoints, other[-1].affines, embeddings, features)
+    values = tuple(value.detach().requires_grad_() for value in inputs)
+    assert torch.autograd.gradcheck(total, values, fast_mode=True)
 
 
 def test_diversity_is_differentiable() -> None:
@@ -322,17 +336,34 @@ def test_the_part_loss_takes_the_hardest_pairs_and_leaves_visibility_alone() -> 
         negative = min(distances[i][j] for j in range(6) if labels[j] != labels[i])
         gaps.append(math.log1p(math.exp(positive - negative)))
     module = PartLoss(DIM, PARTS, None).double()
-    value = module(features, visibility, labels)
+    value = module(features, features, visibility, labels)
     assert value.item() == pytest.approx(sum(gaps) / 5)
     value.backward()
     assert visibility.grad is None
     assert features.grad is not None
     assert features.grad.any()
-    assert module(features, visibility, torch.zeros(6).long()) == 0
+    assert module(features, features, visibility, torch.zeros(6).long()) == 0
+
+
+def test_the_part_classifier_sees_features_by_their_visibility() -> None:
+    draw = normal(2)
+    embeddings, features = draw(4, PARTS, DIM), draw(4, PARTS, DIM)
+    visibility, labels = draw(4, PARTS).sigmoid(), torch.tensor([0, 0, 1, 1])
+    torch.manual_seed(0)
+    module = PartLoss(DIM, PARTS, 2).double()
+    assert module.identity is not None
+    module.identity.weight.data.normal_()
+    weighted = torch.stack(
+        [torch.cat([visibility[i, k] / visibility[i].mean() * features[i, k] for k in range(PARTS)]) for i in range(4)]
+    )
+    identity = F.cross_entropy(weighted @ module.identity.weight.T, labels, label_smoothing=0.1)
+    triplet = PartLoss(DIM, PARTS, None).double()(embeddings, features, visibility, labels)
+    got = module(embeddings, features, visibility, labels)
+    torch.testing.assert_close(got, triplet + identity, rtol=1e-5, atol=0)
 
 
 def test_negative_weights_and_missing_labels_are_refused() -> None:
     with pytest.raises(ValueError, match="weights must be 0 or more, got flow=-1"):
         MotionConsistencyLoss(DIM, PARTS, flow=-1)
-    with pytest.raises(ValueError, match="part_features need part_visibility and labels"):
-        loss(part=1.0)(states(1), GRID, part_features=normal(0)(BATCH, PARTS, DIM))
+    with pytest.raises(ValueError, match="part_embeddings need part_features, part_visibility and labels"):
+        loss(part=1.0)(states(1), GRID, part_embeddings=normal(0)(BATCH, PARTS, DIM))

@@ -92,8 +92,13 @@ class LossConfig:
     motion_weight: float = _option(1.0, "weight of motion consistency, of which the following are parts; 0: none")
     motion_ramp: float = _option(0.1, "share of the training in which motion_weight grows from 0")
     flow_weight: float = _option(5.0, "motion between a copy and its image against the known warp")
-    occ_weight: float = _option(1.0, "covered cells are background; masks, visibility, keypoints, feature as uncovered")
+    occ_weight: float = _option(1.0, "covered cells are background; masks, visibility and keypoints as uncovered")
     eq_weight: float = _option(1.0, "keypoints and affines follow the known warp")
+    inv_weight: float = _option(
+        0.0,
+        "the feature of a copy is that of its image; from scratch this teaches what copies share, colours of the "
+        "background above all, before the identity loss has taken hold",
+    )
     part_weight: float = _option(1.0, "triplet and identity loss of part features")
     div_weight: float = _option(0.1, "parts that differ, are compact and cover a person's share of the crop")
 
@@ -223,6 +228,7 @@ class Config:
                     "flow_weight",
                     "occ_weight",
                     "eq_weight",
+                    "inv_weight",
                     "part_weight",
                     "div_weight",
                 )

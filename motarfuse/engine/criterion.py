@@ -60,6 +60,7 @@ class ReIDCriterion(nn.Module):
                     flow=config.flow_weight,
                     occ=config.occ_weight,
                     eq=config.eq_weight,
+                    inv=config.inv_weight,
                     part=config.part_weight if self.with_parts else 0.0,
                     div=config.div_weight,
                 )
@@ -90,8 +91,8 @@ class ReIDCriterion(nn.Module):
                 loss = loss + config.class_weight * terms["loss_class"]
             if self.motion is not None:
                 value, parts = self._motion(self.motion, output, labels, copies)
-                weight = config.motion_weight * min(progress / config.motion_ramp, 1.0) if config.motion_ramp else 1.0
-                loss = loss + weight * value
+                ramp = min(progress / config.motion_ramp, 1.0) if config.motion_ramp else 1.0
+                loss = loss + config.motion_weight * ramp * value
                 terms["loss_motion"] = value
                 terms |= {f"loss_{name}": term for name, term in parts.items()}
             terms |= part_health(output.states[-1])
@@ -115,7 +116,8 @@ class ReIDCriterion(nn.Module):
             output.states,
             self.grid,
             copies=pair,
-            part_features=output.part_features if self.with_parts else None,
+            part_embeddings=output.part_embeddings if self.with_parts else None,
+            part_features=output.part_features,
             part_visibility=output.part_visibility,
             labels=labels,
         )

@@ -59,14 +59,15 @@ class MotarFuse(nn.Module):
 
     A visual encoder (ViT with temporal adapters) gives tokens V and a class token c; learnable queries decode L parts
     with keypoints, affines, masks, visibility and a motion field (`motarfuse.nn.PartDecoder`); the fusion encoder joins
-    class token, parts and tokens in a hybrid token h, by attention that knows motion. With w_t = softmax_t(w . h_t + log
-    mean_k v_kt) over the frames,
+    class token, parts and tokens in a hybrid token h, by attention that knows motion. With
+    w_t = softmax_t(w . h_t + log mean_k v_kt) over the frames,
 
     embedding = sum_t w_t (LN(c_t) + alpha h_t), alpha learned, 0.1 at start,   feature = BNNeck(embedding)
 
     so that the network starts close to the plain ViT. Part features are the masks' mean of the fused tokens, over
-    frames weighted by visibility. An image, the same image as a one-frame clip, a clip of equal frames and a clip
-    padded by ``frame_mask`` give the same result in evaluation mode.
+    frames weighted by visibility, after a BNNeck: before it all are alike, and their cosines close to 1. An image, the
+    same image as a one-frame clip, a clip of equal frames and a clip padded by ``frame_mask`` give the same result in
+    evaluation mode.
 
     Args:
         config: Size, options and ablation switches.
@@ -108,6 +109,7 @@ class MotarFuse(nn.Module):
         self.pool = PartPool()
         self.neck = BNNeck(size.dim)
         self.class_neck = BNNeck(size.dim)
+        self.part_neck = BNNeck(config.num_parts * size.dim) if config.parts else None
 
     @classmethod
     def from_pretrained(cls, name: str, *, device: str | torch.device = "cpu") -> MotarFuse:
@@ -189,14 +191,13 @@ class MotarFuse(nn.Module):
             joined = class_token + self.alpha * summary
         weight = self._frame_weights(summary, visibility, there)
         embedding = (weight * joined).sum(1)
-        part_features, part_visibility = self._parts(tokens, state.part_logits, visibility, there)
-        if not self.config.parts:
-            part_features, part_visibility = part_features[:, :0], part_visibility[:, :0]
+        part_features, part_embeddings, part_visibility = self._parts(tokens, state.part_logits, visibility, there)
         grid = self.backbone.grid
         return MotarFuseOutput(
             feature=self.neck(embedding),
             embedding=embedding,
             part_features=part_features,
+            part_embeddings=part_embeddings,
             part_visibility=part_visibility,
             keypoints=state.keypoints.unflatten(0, (batch, frames)),
             affines=state.affines.unflatten(0, (batch, frames)),
@@ -213,10 +214,17 @@ class MotarFuse(nn.Module):
         score = score + (visibility.mean(-1) + _EPSILON).log()
         return score.masked_fill(~there, -torch.inf).softmax(1)[..., None].to(summary.dtype)
 
-    def _parts(self, tokens: Tensor, part_logits: Tensor, visibility: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, L, D) and visibility (B, L) of the parts over a clip's valid frames."""
-        pooled = self.pool(tokens.flatten(0, 1), part_logits).pooled.unflatten(0, there.shape)
+    def _parts(
+        self, tokens: Tensor, part_logits: Tensor, visibility: Tensor, there: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Features and embeddings (B, L, D) and visibility (B, L) of the parts over a clip's valid frames."""
         seen = visibility * there[..., None]
+        if self.part_neck is None:
+            none = tokens.new_zeros(tokens.shape[0], 0, self.feature_dim)
+            return none, none.clone(), seen.new_zeros(tokens.shape[0], 0)
+        pooled = self.pool(tokens.flatten(0, 1), part_logits).pooled.unflatten(0, there.shape)
         # Clamped, not increased: adding to the sum would make a static clip differ from its image.
         share = (seen / seen.sum(1, keepdim=True).clamp(min=_EPSILON))[..., None].to(pooled.dtype)
-        return (share * pooled).sum(1), seen.sum(1) / there.sum(1, keepdim=True)
+        embeddings = (share * pooled).sum(1)
+        features = self.part_neck(embeddings.flatten(1)).view_as(embeddings)
+        return features, embeddings, seen.sum(1) / there.sum(1, keepdim=True)

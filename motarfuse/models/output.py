@@ -28,8 +28,9 @@ class MotarFuseOutput(ReIDOutput):
     """Features of people with their parts and motion; T is 1 for images, coordinates are in [-1, 1]^2, x first.
 
     Attributes:
-        part_features: (B, L, D) a feature a part, over the frames weighted by visibility; none, (B, 0, D), where the
-            network was built without part features.
+        part_features: (B, L, D) a feature a part, after a BNNeck, over the frames weighted by visibility; none,
+            (B, 0, D), where the network was built without part features.
+        part_embeddings: (B, L, D) the same before the BNNeck: what the part triplet sees.
         part_visibility: (B, L) in [0, 1], how clearly each part is seen, mean over the valid frames.
         keypoints: (B, T, L, 2).
         affines: (B, T, L, 2, 2).
@@ -41,6 +42,7 @@ class MotarFuseOutput(ReIDOutput):
     """
 
     part_features: Tensor
+    part_embeddings: Tensor
     part_visibility: Tensor
     keypoints: Tensor
     affines: Tensor

@@ -18,7 +18,7 @@ _LEAST_SHARE = 0.5
 FOREGROUND_RANGE = (0.25, 0.7)
 # Of L_div's hinges: one of slope 1 loses against the covered cells' -log M_0, and all becomes background in ten steps.
 HINGE = 50.0
-TERMS = ("flow", "occ", "eq", "rec", "part", "div")
+TERMS = ("flow", "occ", "eq", "inv", "rec", "part", "div")
 
 
 class KnownWarp(Protocol):
@@ -63,7 +63,7 @@ class FramePair(NamedTuple):
 
 
 class MotionConsistencyLoss(nn.Module):
-    """5 L_flow + L_occ + L_eq + L_rec + L_part + 0.1 L_div, with every weight free; a weight of 0 computes nothing.
+    """5 L_flow + L_occ + L_eq + L_inv + L_rec + L_part + 0.1 L_div; every weight is free, 0 computes nothing.
 
     x~ = paste(x o W) is a copy whose warp W and cover are known. Source x, target x~; a cell counts where W(u) lies
     inside the image, and is covered where an occluder hides more than half of it; share_k is the part's mass on
@@ -71,8 +71,9 @@ class MotionConsistencyLoss(nn.Module):
 
     - L_flow = mean over uncovered cells of sg(M_fg) |T_fg(u) - W(u)|, T_fg the motion between the two postures.
     - L_occ = -log M_0 on covered cells + KL(sg M(x) o W || M(x~)) on the others + |v_k(x~) - sg(v_k(x) share_k)|
-      + |W p~ - sg p| (amodal: also of covered parts) + 1 - cos(f(x~), sg f(x)).
+      + |W p~ - sg p| (amodal: also of covered parts).
     - L_eq, parts with share_k >= 0.5: |p - W p~| + |I - A^-1 J_W(p~) A~|.
+    - L_inv = 1 - cos(f(x~), sg f(x)).
     - L_rec, two frames of a tracklet: error of the warped source against the target, both RGB at twice the grid and
       normalised per image, weighted by sg[M_fg^t(u) M_fg^s(T(u))].
     - L_part: `PartLoss`.
@@ -83,7 +84,7 @@ class MotionConsistencyLoss(nn.Module):
         dim: Width D of part features.
         num_parts: L.
         num_classes: Training identities, for L_part; None leaves L_part to its triplet.
-        flow, occ, eq, rec, part, div: Weights.
+        flow, occ, eq, inv, rec, part, div: Weights.
 
     Source: this project's reading of the motion consistency task of MOTAR-FUSE (Ling et al. 2025); the parts' affine
     motion and the equivariance follow Siarohin et al. 2020.
@@ -98,12 +99,13 @@ class MotionConsistencyLoss(nn.Module):
         flow: float = 5.0,
         occ: float = 1.0,
         eq: float = 1.0,
+        inv: float = 1.0,
         rec: float = 1.0,
         part: float = 1.0,
         div: float = 0.1,
     ) -> None:
         super().__init__()
-        self.weights = dict(zip(TERMS, (flow, occ, eq, rec, part, div), strict=True))
+        self.weights = dict(zip(TERMS, (flow, occ, eq, inv, rec, part, div), strict=True))
         negative = [name for name, weight in self.weights.items() if not weight >= 0]
         if negative:
             raise ValueError(f"weights must be 0 or more, got {negative[0]}={self.weights[negative[0]]}")
@@ -116,6 +118,7 @@ class MotionConsistencyLoss(nn.Module):
         *,
         copies: CopyPair | None = None,
         frames: FramePair | None = None,
+        part_embeddings: Tensor | None = None,
         part_features: Tensor | None = None,
         part_visibility: Tensor | None = None,
         labels: Tensor | None = None,
@@ -125,9 +128,10 @@ class MotionConsistencyLoss(nn.Module):
         Args:
             states: Of all images, a `PartState` a decoder layer; L_div reads them.
             grid: (h, w) of the cells.
-            copies: For L_flow, L_occ and L_eq.
+            copies: For L_flow, L_occ, L_eq and L_inv.
             frames: For L_rec.
-            part_features, part_visibility, labels: (B, L, D), (B, L) and (B,), for L_part.
+            part_embeddings, part_features, part_visibility, labels: (B, L, D) before and after a BNNeck, (B, L), (B,);
+                for L_part.
 
         Returns:
             A scalar and the terms by name, scalars; fp32, or fp64 for fp64.
@@ -141,16 +145,18 @@ class MotionConsistencyLoss(nn.Module):
                 if self.weights["flow"]:
                     terms["flow"] = _mean([view.flow() for view in views])
                 if self.weights["occ"]:
-                    similarity = F.cosine_similarity(copies.copy_feature, copies.feature.detach(), dim=1)
-                    terms["occ"] = _mean([view.occlusion() for view in views]) + (1 - similarity).mean()
+                    terms["occ"] = _mean([view.occlusion() for view in views])
                 if self.weights["eq"]:
                     terms["eq"] = _mean([view.equivariance() for view in views])
+                if self.weights["inv"]:
+                    similarity = F.cosine_similarity(copies.copy_feature, copies.feature.detach(), dim=1)
+                    terms["inv"] = (1 - similarity).mean()
             if frames is not None and self.weights["rec"]:
                 terms["rec"] = reconstruction(frames, grid)
-            if self.part is not None and part_features is not None:
-                if part_visibility is None or labels is None:
-                    raise ValueError("part_features need part_visibility and labels beside them")
-                terms["part"] = self.part(part_features, part_visibility, labels)
+            if self.part is not None and part_embeddings is not None:
+                if part_features is None or part_visibility is None or labels is None:
+                    raise ValueError("part_embeddings need part_features, part_visibility and labels beside them")
+                terms["part"] = self.part(part_embeddings, part_features, part_visibility, labels)
             if self.weights["div"]:
                 terms["div"] = _mean([diversity(state, grid) for state in states])
             total = torch.zeros((), device=device, dtype=states[0].masks.dtype)

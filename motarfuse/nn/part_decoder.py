@@ -119,7 +119,7 @@ class PartHeads(nn.Module):
     l_k(u) = cos(W_p z_k, W_v v_u) - beta_k |u - c_k|^2 / 2, c_k learned and spread over the body at start, beta_k =
     softplus, 2 at start; keypoints, affines and confidence are the moments of softmax(l / 0.1) with the affines
     a_k(u) = I + 0.4 tanh(conv(v_u)), the convolution zero at start, so that every mixture keeps det >= 0.2.
-    s_k(u) = 10 cos(W_s z_k, W_m v_u) - eta_k |A_k^-1 (u - p_k)|^2, eta_k = softplus, 1 at start; s_0 by a learned
+    s_k(u) = 10 cos(W_s z_k, W_m v_u) - eta_k |A_k^-1 (u - p_k)|^2, eta_k = softplus, 8 at start; s_0 by a learned
     query of the background; M = softmax over the L + 1 channels; v_k = sum M_k^2 / (sum M_k + 1e-6).
 
     Args:
@@ -142,7 +142,7 @@ class PartHeads(nn.Module):
         self.background = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.anchors = nn.Parameter(spread_over_body(num_parts))
         self.raw_beta = nn.Parameter(_inverse_softplus(2.0).repeat(num_parts))
-        self.raw_eta = nn.Parameter(_inverse_softplus(1.0).repeat(num_parts))
+        self.raw_eta = nn.Parameter(_inverse_softplus(8.0).repeat(num_parts))
         self.affine = nn.Conv2d(dim, 4 * num_parts, 3, padding=1)
         nn.init.zeros_(self.affine.weight)
         assert self.affine.bias is not None

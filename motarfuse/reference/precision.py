@@ -24,8 +24,11 @@ def autocast_enabled(device: torch.device) -> bool:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast would turn the float32 products inside a definition back into half ones."""
-    if device.type in _AUTOCAST_DEVICE_TYPES:
+    """Autocast would turn the float32 products inside a definition back into half ones; nothing where it is off.
+
+    An exported graph keeps each region as a subgraph of its own, and torch cannot write all of them.
+    """
+    if autocast_enabled(device):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 

@@ -37,6 +37,7 @@ MOTION_LOSSES = (
     ("loss_flow", "flow"),
     ("loss_occ", "occluded copy"),
     ("loss_eq", "equivariance"),
+    ("loss_inv", "invariance"),
     ("loss_rec", "reconstruction"),
     ("loss_part", "parts"),
     ("loss_div", "diversity"),

@@ -260,7 +260,7 @@ def test_search_prints_the_three_scores(
     )
     assert titles[:4] == ["rank", "parts", "feature", "sum"]
     for row in rows:
-        assert float(row[1]) + float(row[2]) == pytest.approx(float(row[3]), abs=2e-4)
+        assert 3 * float(row[1]) + float(row[2]) == pytest.approx(float(row[3]), abs=3e-4)
 
 
 def test_parts_that_are_not_there_are_no_score(

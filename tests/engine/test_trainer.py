@@ -115,13 +115,15 @@ RESUME_OVERRIDES = (
 )
 
 
-def start_training(people: Path, run_dir: Path) -> subprocess.Popen[bytes]:
+def start_training(
+    people: Path, run_dir: Path, overrides: tuple[str, ...] = RESUME_OVERRIDES
+) -> subprocess.Popen[bytes]:
     script = (
         "import sys, torch; torch.set_num_threads(1)\n"
         "from pathlib import Path\n"
         "from motarfuse.engine.trainer import train\n"
         "from tests.engine.people import small_config\n"
-        f"train(small_config(Path(sys.argv[1]), Path(sys.argv[2]), *{RESUME_OVERRIDES!r}))\n"
+        f"train(small_config(Path(sys.argv[1]), Path(sys.argv[2]), *{overrides!r}))\n"
     )
     return subprocess.Popen(
         [sys.executable, "-c", script, str(people), str(run_dir)],
@@ -218,8 +220,8 @@ def test_a_loss_that_is_not_finite_keeps_its_batch(
     real = ReIDCriterion.forward
     calls = []
 
-    def poisoned(self: ReIDCriterion, output: Any, labels: Tensor) -> Any:
-        loss, terms = real(self, output, labels)
+    def poisoned(self: ReIDCriterion, output: Any, labels: Tensor, *rest: Any) -> Any:
+        loss, terms = real(self, output, labels, *rest)
         calls.append(labels)
         if len(calls) == 4:
             terms["loss_id"] = terms["loss_id"] * math.nan
@@ -257,8 +259,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_lost(
 
     real = ReIDCriterion.forward
 
-    def poisoned(self: ReIDCriterion, output: Any, labels: Tensor) -> Any:
-        loss, terms = real(self, output, labels)
+    def poisoned(self: ReIDCriterion, output: Any, labels: Tensor, *rest: Any) -> Any:
+        loss, terms = real(self, output, labels, *rest)
         return BadGradient.apply(loss), terms
 
     monkeypatch.setattr(ReIDCriterion, "forward", poisoned)

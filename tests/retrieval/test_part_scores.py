@@ -55,7 +55,7 @@ def expected_scores(query: PersonFeatures, gallery: PersonFeatures, score: str) 
     feature = oracle.pair_scores(sides[0]["feature"], sides[1]["feature"], "cosine")
     first, second = ((side["part_features"], side["part_visibility"]) for side in sides)
     parts = oracle.part_scores(first, second)
-    return {"feature": feature, "parts": parts, "sum": feature + parts}[score]
+    return {"feature": feature, "parts": parts, "sum": feature + 3 * parts}[score]
 
 
 def moved(side: PersonFeatures, device: str) -> PersonFeatures:
@@ -107,7 +107,9 @@ def test_evaluation_and_search_follow_the_score(score: str, dtype: torch.dtype) 
         np.testing.assert_allclose(found.scores, expected[found.query, found.indices], rtol=0, atol=1e-5)
     assert result.manifest["score"] == score
     assert result.manifest["feature_width"] == (None if score == "parts" else 24)
-    assert result.manifest["parts"] == (None if score == "feature" else {"count": PARTS, "width": 9, "epsilon": 1e-6})
+    assert result.manifest["parts"] == (
+        None if score == "feature" else {"count": PARTS, "width": 9, "epsilon": 1e-6, "weight": 3.0}
+    )
 
 
 def test_a_score_worked_by_hand() -> None:
@@ -116,7 +118,7 @@ def test_a_score_worked_by_hand() -> None:
         torch.tensor([[3.0, 4.0]]), torch.tensor([[[7.0, 0], [0, -2]]]), torch.tensor([[0.5, 0.5]])
     )
     # Parts agree (1) with weight 1 * 0.5 and contradict (-1) with weight 0.5 * 0.5; the features' cosine is 0.6.
-    for score, expected in {"feature": 0.6, "parts": (0.5 - 0.25) / 0.75, "sum": 0.6 + 1 / 3}.items():
+    for score, expected in {"feature": 0.6, "parts": (0.5 - 0.25) / 0.75, "sum": 0.6 + 3 / 3}.items():
         assert search(query, gallery, 1, score=score)[0].item() == pytest.approx(expected, abs=3e-6)
 
 
