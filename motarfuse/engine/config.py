@@ -92,7 +92,7 @@ class LossConfig:
     motion_weight: float = _option(1.0, "weight of motion consistency, of which the following are parts; 0: none")
     motion_ramp: float = _option(0.1, "share of the training in which motion_weight grows from 0")
     flow_weight: float = _option(5.0, "motion between a copy and its image against the known warp")
-    occ_weight: float = _option(1.0, "covered cells are background; masks, visibility and keypoints as uncovered")
+    occ_weight: float = _option(0.3, "covered cells are background; masks, visibility and keypoints as uncovered")
     eq_weight: float = _option(1.0, "keypoints and affines follow the known warp")
     inv_weight: float = _option(
         0.0,
