@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def states(seed: int, module: PartDecoder | None = None) -> tuple[PartState, ...
     return tuple(module(normal(seed)(BATCH, 1, CELLS, DIM))[1])
 
 
-def pair(**changes: object) -> CopyPair:
+def pair(**changes: Any) -> CopyPair:
     covered = torch.rand(BATCH, CELLS, generator=torch.Generator().manual_seed(0)).double()
     draw = normal(9)
     values = CopyPair(states(1), states(2), warp(), covered, draw(BATCH, DIM), draw(BATCH, DIM))
@@ -51,7 +51,8 @@ def pair(**changes: object) -> CopyPair:
 
 def loss(**weights: float) -> MotionConsistencyLoss:
     names = ("flow", "occ", "eq", "inv", "rec", "part", "div")
-    return MotionConsistencyLoss(DIM, PARTS, **{name: weights.get(name, 0.0) for name in names}).double()
+    chosen: dict[str, Any] = {name: weights.get(name, 0.0) for name in names}
+    return MotionConsistencyLoss(DIM, PARTS, **chosen).double()
 
 
 def term(name: str, copies: CopyPair) -> Tensor:
@@ -89,7 +90,7 @@ def test_flow_is_the_mean_error_of_the_parts_motion_over_uncovered_cells() -> No
             for n in range(CELLS):
                 if not seen[b, n]:
                     continue
-                moved, weight = torch.zeros(2).double(), 0.0
+                moved, weight = torch.zeros(2).double(), torch.zeros(()).double()
                 for k in range(PARTS):
                     turn = source.affines[b, k] @ torch.linalg.inv(target.affines[b, k])
                     place = source.keypoints[b, k] + turn @ (cells[n] - target.keypoints[b, k])
@@ -123,7 +124,7 @@ def test_occlusion_is_the_sum_of_its_four_terms() -> None:
             moved = copies.warp(target.keypoints)[b]
             places += [(moved[k] - source.keypoints[b, k]).norm() for k in range(PARTS)]
         means = [torch.stack(values).mean() for values in (background, divergences, visibilities, places)]
-        layers.append(sum(means))
+        layers.append(torch.stack(means).sum())
     torch.testing.assert_close(term("occ", copies), torch.stack(layers).mean(), rtol=1e-5, atol=0)
 
 

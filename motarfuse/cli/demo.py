@@ -37,8 +37,8 @@ examples:
   motarfuse demo
   motarfuse demo --out demos/seed1 --seed 1 train.steps=600
 
-Draws SynthPed into OUT/synthped, trains the nano MOTAR-FUSE on it into OUT/run, evaluates it in full view (holistic) and
-behind things (occluded), and writes OUT/run/report.html. An interrupted demo goes on when it is given again.
+Draws SynthPed into OUT/synthped, trains the nano MOTAR-FUSE on it into OUT/run, evaluates it in full view (holistic)
+and behind things (occluded), and writes OUT/run/report.html. An interrupted demo goes on when it is given again.
 """
 
 

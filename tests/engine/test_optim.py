@@ -26,7 +26,7 @@ from motarfuse.models import build_model
 def small() -> tuple[torch.nn.Module, ReIDCriterion]:
     torch.manual_seed(0)
     model = build_model("vit_reid", size="nano", image_size=(16, 8), num_cameras=2)
-    return model, ReIDCriterion(96, 3, LossConfig())
+    return model, ReIDCriterion(model, 3, LossConfig())
 
 
 def test_one_cycle_rises_for_three_tenths_and_falls_to_the_end() -> None:

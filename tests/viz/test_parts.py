@@ -40,6 +40,7 @@ def output(people: int = 1, parts: int = L) -> MotarFuseOutput:
         feature=torch.zeros(people, 6),
         embedding=torch.zeros(people, 6),
         part_features=features,
+        part_embeddings=features,
         part_visibility=torch.ones(people, parts),
         keypoints=torch.zeros(people, 1, parts, 2),
         affines=torch.eye(2).repeat(people, 1, parts, 1, 1),
