@@ -54,10 +54,10 @@ def assert_same(found: MotarFuseOutput, expected: MotarFuseOutput, there: Tensor
     for name in VALUES:
         got, want = getattr(found, name), getattr(expected, name)
         if name in ("feature", "embedding", "part_features", "part_embeddings", "part_visibility", "class_feature"):
-            torch.testing.assert_close(got, want, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(got, want, msg=f"{name} differs")
         else:
             want = want.expand(-1, frames, *want.shape[2:])
-            torch.testing.assert_close(got[there], want[there], msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(got[there], want[there], msg=f"{name} differs")
 
 
 @pytest.mark.parametrize("scope", SCOPES)

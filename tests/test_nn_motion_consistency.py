@@ -234,7 +234,7 @@ def test_diversity_is_its_formula() -> None:
             overlaps += [F.cosine_similarity(own[b, k], own[b, j], 0) for j in range(PARTS) if j != k]
     foreground = 1 - state.masks[:, 0].mean()
     low = [F.relu(0.25 / (PARTS + 1) - own[:, k].mean()) * (PARTS + 1) for k in range(PARTS)]
-    hinges = F.relu(0.35 - foreground) + F.relu(foreground - 0.7)
+    hinges = F.relu(0.25 - foreground) + F.relu(foreground - 0.7)
     expected = torch.stack(overlaps).mean() + torch.stack(spreads).mean() + HINGE * (hinges + torch.stack(low).mean())
     torch.testing.assert_close(diversity(state, GRID), expected, rtol=1e-5, atol=1e-8)
 

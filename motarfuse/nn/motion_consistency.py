@@ -15,7 +15,7 @@ from motarfuse.ops import cell_centers, inverse_2x2, motion_warp, sample_bilinea
 _EPSILON = 1e-6
 # A part whose uncovered share is below this has no equivariance to keep, only a place to guess.
 _LEAST_SHARE = 0.5
-FOREGROUND_RANGE = (0.35, 0.7)
+FOREGROUND_RANGE = (0.25, 0.7)
 # Of L_div's hinges: one of slope 1 loses against the covered cells' -log M_0, and all becomes background in ten steps.
 HINGE = 50.0
 TERMS = ("flow", "occ", "eq", "inv", "rec", "part", "div")
@@ -78,7 +78,7 @@ class MotionConsistencyLoss(nn.Module):
       normalised per image, weighted by sg[M_fg^t(u) M_fg^s(T(u))].
     - L_part: `PartLoss`.
     - L_div: mean cosine of two parts' masks + mean spread of a part's mask + 50 times hinges that keep the mean M_fg
-      in [0.35, 0.7] and each part's mean mass above 0.25 / (L + 1).
+      in [0.25, 0.7] and each part's mean mass above 0.25 / (L + 1).
 
     Args:
         dim: Width D of part features.

@@ -29,9 +29,13 @@ class PartLoss(nn.Module):
     """Batch-hard triplet (soft margin) on the part distance + cross entropy on the concatenated parts.
 
     With e the part embeddings, before a BNNeck, and f the part features after it:
-    d_ij = sum_l v_il v_jl (1 - cos(e_il, e_jl)) / sum_l v_il v_jl;  L_tri = mean_i log(1 + exp(max_pos d - min_neg d))
-    over anchors with a positive and a negative, ties to the lowest index;
-    L_id = CE(W [v_1 f_1; ...; v_L f_L] / mean_l v_l), so that what is hidden does not decide. Visibility takes no gradient from either: hiding a part must not pay.
+
+    d_ij = sum_l v_il v_jl (1 - cos(e_il, e_jl)) / sum_l v_il v_jl
+    L_tri = mean_i log(1 + exp(max over positives d - min over negatives d))
+    L_id = CE(W [v_1 f_1; ...; v_L f_L] / mean_l v_l)
+
+    The triplet's mean runs over anchors with a positive and a negative, ties take the lowest index. In L_id what is
+    hidden does not decide. Visibility takes no gradient from either: hiding a part must not pay.
 
     Args:
         dim: Width D of a part's feature.
