@@ -92,6 +92,15 @@ def test_a_moving_clip_is_not_its_first_frame_and_time_counts(scope: str) -> Non
 
 
 @torch.no_grad()
+def test_frames_of_a_long_recording_are_told_apart() -> None:
+    model = network(scope="clip")
+    clip = torch.stack((images(seed=1), images(seed=2), images(seed=3)), 1)
+    index = torch.tensor([[0, 1, 2], [0, 3, 9]])
+    expected = model(clip, frame_index=index).feature
+    torch.testing.assert_close(model(clip, frame_index=index + 1_700_000_000).feature, expected)
+
+
+@torch.no_grad()
 def test_a_batch_does_not_mix_people_and_does_not_depend_on_its_padding() -> None:
     model = network().double()
     clip = torch.stack((images(seed=1), images(seed=2)), 1).double()
@@ -298,18 +307,6 @@ def test_known_cameras_change_the_feature_and_unknown_ones_are_the_zero_vector()
     assert blind.backbone.camera_embed is not None
 
 
-class Feature(torch.nn.Module):
-    """What inference wants of the network."""
-
-    def __init__(self, model: MotarFuse) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
-        output = self.model(pictures)
-        return output.feature, output.part_features, output.part_visibility, output.part_masks, output.motion
-
-
 @torch.no_grad()
 def test_torch_export_of_inference_takes_any_batch(tmp_path: Path) -> None:
     model = network()
@@ -319,11 +316,9 @@ def test_torch_export_of_inference_takes_any_batch(tmp_path: Path) -> None:
         expected, found = model(images(count)), program.module()(images(count))
         for name in VALUES:
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
-    torch.export.save(
-        torch.export.export(Feature(model), (images(3),), dynamic_shapes=({0: batch},)), tmp_path / "program.pt2"
-    )
+    torch.export.save(program, tmp_path / "program.pt2")
     loaded = torch.export.load(tmp_path / "program.pt2").module()
-    torch.testing.assert_close(loaded(images(2))[0], model(images(2)).feature, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(loaded(images(2)).feature, model(images(2)).feature, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -345,6 +340,13 @@ def test_wrong_arguments_are_refused() -> None:
         model(torch.zeros(1, 3, 16, 32))
     with pytest.raises(ValueError, match="frame_mask must be"):
         model(images(), frame_mask=torch.ones(2, 1, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"frame_mask must be bool, .*got torch\.int64"):
+        model(images()[:, None], frame_mask=torch.ones(2, 1).long())
+    for camids in (torch.zeros(2, 1).long(), torch.zeros(3).long(), torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"camids must be \(2,\) integers"):
+            model(images(), camids)
+    with pytest.raises(ValueError, match=r"counted must be \(2,\) bool"):
+        model(images(), counted=torch.ones(1, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"frame_index must be \(2, 1\)"):
         model(images()[:, None], frame_index=torch.zeros(2, 3))
     with pytest.raises(ValueError, match="num_parts must be at least 1, got 0"):

@@ -263,6 +263,92 @@ def test_reconstruction_falls_when_the_parts_follow_the_person() -> None:
     torch.testing.assert_close(brighter, good, rtol=1e-4, atol=1e-6)
 
 
+def test_reconstruction_is_its_formula() -> None:
+    draw = normal(4)
+    images, targets = draw(BATCH, 3, 16, 12), draw(BATCH, 3, 16, 12)
+    source, target = states(1)[-1], states(2)[-1]
+    fine = (2 * GRID[0], 2 * GRID[1])
+    cells = ops.cell_centers(fine, dtype=torch.float64)
+    total, weights = torch.zeros(()).double(), torch.zeros(()).double()
+    for b in range(BATCH):
+        seen, wanted = (F.adaptive_avg_pool2d(picture[b], fine) for picture in (images, targets))
+        seen, wanted = ((picture - picture.mean()) / picture.std(unbiased=False) for picture in (seen, wanted))
+        masks, source_masks = (
+            F.interpolate(state.part_logits[b : b + 1].unflatten(2, GRID), fine, mode="bilinear")[0].softmax(0)
+            for state in (target, source)
+        )
+        for n, u in enumerate(cells):
+            row, column = divmod(n, fine[1])
+            place = masks[0, row, column] * u
+            for k in range(PARTS):
+                turn = source.affines[b, k] @ torch.linalg.inv(target.affines[b, k])
+                moved = source.keypoints[b, k] + turn @ (u - target.keypoints[b, k])
+                place = place + masks[k + 1, row, column] * moved
+            both = torch.cat((seen, 1 - source_masks[:1]))[None]
+            got = F.grid_sample(both, place.view(1, 1, 1, 2), padding_mode="border", align_corners=False).view(-1)
+            weight = (1 - masks[0, row, column]) * got[3]
+            total = total + weight * (got[:3] - wanted[:, row, column]).square().mean()
+            weights = weights + weight
+    got = reconstruction(FramePair(images, targets, source, target), GRID)
+    torch.testing.assert_close(got, total / weights, rtol=1e-5, atol=0)
+
+
+def slope(value: Tensor, of: Tensor) -> Tensor:
+    """The gradient, zero where there is none."""
+    (gradient,) = torch.autograd.grad(value, of, allow_unused=True, retain_graph=True)
+    return torch.zeros_like(of) if gradient is None else gradient
+
+
+def with_leaves(state: PartState) -> PartState:
+    """The same state, of logits, keypoints and affines that have no history."""
+    leaf = {
+        name: getattr(state, name).detach().clone().requires_grad_() for name in ("part_logits", "keypoints", "affines")
+    }
+    return state._replace(**leaf, masks=leaf["part_logits"].softmax(1))
+
+
+def test_flow_does_not_pay_for_a_smaller_foreground() -> None:
+    # Parts that agree with each other: shrinking all of them by a common factor cannot lower the loss.
+    copies = pair()
+    source, target = with_leaves(copies.states[-1]), with_leaves(copies.copy_states[-1])
+    alike = {
+        name: getattr(target, name)[:, :1].detach().expand_as(getattr(target, name))
+        for name in ("keypoints", "affines")
+    }
+    target = target._replace(**alike)
+    first = {name: getattr(source, name)[:, :1].expand_as(getattr(source, name)) for name in ("keypoints", "affines")}
+    value = term("flow", copies._replace(states=(source._replace(**first),), copy_states=(target,)))
+    assert value > 0.01
+    assert slope(value, target.part_logits).abs().max() < 1e-9
+
+
+def test_equivariance_teaches_both_sides_and_reads_the_jacobian_as_a_number() -> None:
+    copies = pair(covered=torch.zeros(BATCH, CELLS).double())
+    source, target = with_leaves(copies.states[-1]), with_leaves(copies.copy_states[-1])
+
+    class Bent(Affine):
+        """A warp whose Jacobian depends on the place."""
+
+        def jacobian(self, points: Tensor) -> Tensor:
+            assert not points.requires_grad
+            return super().jacobian(points) * (1 + points.sum(-1))[..., None, None]
+
+    value = term("eq", copies._replace(states=(source,), copy_states=(target,), warp=Bent(*warp())))
+    for state in (source, target):
+        assert slope(value, state.keypoints).any()
+        assert slope(value, state.affines).any()
+
+
+def test_reconstruction_does_not_teach_where_to_look() -> None:
+    draw = normal(6)
+    images, targets = draw(BATCH, 3, 16, 12), draw(BATCH, 3, 16, 12)
+    source, target = with_leaves(states(1)[-1]), with_leaves(states(2)[-1])
+    value = reconstruction(FramePair(images, targets, source, target), GRID)
+    assert not slope(value, source.part_logits).any()  # they weigh, and do nothing else
+    assert slope(value, target.part_logits).any()  # they mix the motion
+    assert slope(value, source.keypoints).any()
+
+
 def test_reconstruction_weighs_cells_where_both_frames_show_the_person() -> None:
     draw = normal(3)
     source, target = draw(BATCH, 3, 16, 12), draw(BATCH, 3, 16, 12)
@@ -275,7 +361,7 @@ def test_reconstruction_weighs_cells_where_both_frames_show_the_person() -> None
 
 def test_the_total_is_the_weighted_sum_and_differentiable() -> None:
     torch.manual_seed(0)
-    module = MotionConsistencyLoss(DIM, PARTS, 2).double()
+    module = MotionConsistencyLoss(DIM, PARTS, 2, inv=0.7).double()
     draw = normal(6)
     base, other = states(1), states(2)
     labels = torch.tensor([0, 0, 1])
@@ -294,7 +380,7 @@ def test_the_total_is_the_weighted_sum_and_differentiable() -> None:
             part_visibility=visibility,
             labels=labels,
         )
-        expected = 5 * terms["flow"] + terms["occ"] + terms["eq"] + terms["inv"] + terms["part"]
+        expected = 5 * terms["flow"] + 0.3 * terms["occ"] + terms["eq"] + 0.7 * terms["inv"] + terms["part"]
         expected = expected + 0.1 * terms["div"]
         torch.testing.assert_close(value, expected)
         return value
@@ -323,6 +409,14 @@ def test_part_distances_are_the_visibility_weighted_sum() -> None:
             weights = visibility[i] * visibility[j]
             distance = 1 - F.cosine_similarity(features[i], features[j], 1)
             torch.testing.assert_close(got[i, j], (weights * distance).sum() / weights.sum(), rtol=1e-5, atol=1e-7)
+
+
+def test_part_distances_of_half_types_are_finite() -> None:
+    features = torch.zeros(2, PARTS, DIM, dtype=torch.float16)
+    features[0] = 1
+    distances = part_distances(features, torch.ones(2, PARTS, dtype=torch.float16))
+    assert distances.dtype == torch.float32
+    torch.testing.assert_close(distances, torch.tensor([[0.0, 1.0], [1.0, 1.0]]), atol=1e-5, rtol=0)
 
 
 def test_the_part_loss_takes_the_hardest_pairs_and_leaves_visibility_alone() -> None:

@@ -32,6 +32,9 @@ EXPECTED = [
     "motarfuse/csrc/cpu/part_moments.cpp",
     "motarfuse/csrc/cuda/part_moments.cu",
     "motarfuse/csrc/host/module.cpp",
+    "motarfuse/models/weights/README.md",
+    "motarfuse/models/weights/nano-synthped.json",
+    "motarfuse/models/weights/nano-synthped.safetensors",
 ]
 IMPORT_ALL = """
 import importlib, pkgutil, motarfuse

@@ -98,11 +98,17 @@ def package(
 
 @torch.no_grad()
 def smallest_cosine(model: torch.nn.Module, weights: bytes) -> float:
-    """Of the features of 16 random images before and after rounding; the model keeps the rounded weights."""
+    """Of features, and part features, of 16 random images before and after rounding, which the model keeps."""
     images = torch.randn(16, 3, *model.image_size, generator=torch.Generator().manual_seed(0))  # type: ignore[misc]
-    before = model(images).feature
+    before = model(images)
     model.load_state_dict(load(weights))
-    return F.cosine_similarity(before, model(images).feature).min().item()
+    after = model(images)
+    names = [name for name in ("feature", "part_features") if getattr(before, name, None) is not None]
+    return min(
+        F.cosine_similarity(getattr(before, name), getattr(after, name), dim=-1).min().item()
+        for name in names
+        if getattr(before, name).numel()
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -250,6 +250,11 @@ class Config:
             )
         if optim.schedule == "step" and not optim.milestones:
             raise ConfigError("optim.schedule is step, but optim.milestones is empty; give the steps, e.g. [800, 1800]")
+        if self.copy.share > 0 and round(self.copy.share * train.batch_size) == 0:
+            raise ConfigError(
+                f"copy.share {self.copy.share:g} of a batch of {train.batch_size} is no image; "
+                f"give at least {1 / train.batch_size:g}, or 0 for no copies"
+            )
         for name in self.evaluation.sets:
             check_set_name("evaluation.sets", name)
 
@@ -339,17 +344,27 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[s
     }
 
 
-def describe_config(model: str = DEFAULT_MODEL) -> str:
-    """Every field of every section: key, default, type and help, as plain text."""
+def describe_config() -> str:
+    """Every field of every section, of every network: key, default, type and help, as plain text."""
     parts = []
     for section in fields(Config):
-        cls = config_class(model) if section.name == "model" else section.default_factory
-        assert isinstance(cls, type)
-        lines = [f"{section.name}: {(cls.__doc__ or '').strip().splitlines()[0]}"]
         if section.name == "model":
-            lines.append(f"  model.name = {model}    (one of {', '.join(model_names())})\n      the network")
-        parts.append("\n".join([*lines, describe(cls, section.name)]))
+            parts += [_describe_model(name) for name in sorted(model_names(), key=lambda name: name != DEFAULT_MODEL)]
+        else:
+            assert isinstance(section.default_factory, type)
+            cls = section.default_factory
+            parts.append(f"{_headline(section.name, cls)}\n{describe(cls, section.name)}")
     return "\n\n".join(parts)
+
+
+def _describe_model(name: str) -> str:
+    cls = config_class(name)
+    chosen = f"  model.name = {name}    (one of {', '.join(model_names())})\n      the network"
+    return f"{_headline('model', cls)}\n{chosen}\n{describe(cls, 'model')}"
+
+
+def _headline(title: str, cls: type) -> str:
+    return f"{title}: {(cls.__doc__ or '').strip().splitlines()[0]}"
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -287,10 +287,11 @@ class Trainer:
         for index, (indices, pixels) in enumerate(batches):
             generator = torch.Generator().manual_seed(stream_seed(settings.seed, AUGMENTATION, self.step, index))
             chosen = torch.as_tensor(indices)
-            labels = self.labels[chosen].to(self.device, non_blocking=True)
+            known = self.labels[chosen]
+            labels = known.to(self.device, non_blocking=True)
             camids = self.camids[chosen].to(self.device, non_blocking=True)
             images = self.transform(pixels.to(self.device, non_blocking=True), generator)
-            images, labels, camids, copies = self._with_copies(images, labels, camids, index)
+            images, labels, camids, copies = self._with_copies(images, labels, camids, known, index)
             extra = {}
             if copies is not None and isinstance(self.model, MotarFuse):
                 extra["counted"] = torch.arange(len(images), device=self.device) < len(pixels)
@@ -318,15 +319,19 @@ class Trainer:
         self.window.append(totals)
 
     def _with_copies(
-        self, images: Tensor, labels: Tensor, camids: Tensor, index: int
+        self, images: Tensor, labels: Tensor, camids: Tensor, known: Tensor, index: int
     ) -> tuple[Tensor, Tensor, Tensor, Copies | None]:
-        """The batch with changed copies of ``copy.share`` of its images behind it, and what is known of them."""
+        """The batch with changed copies of ``copy.share`` of its images behind it, and what is known of them.
+
+        ``known`` are the labels on the CPU, where the donors of patches are chosen without waiting for the device.
+        """
         count = round(self.config.copy.share * len(images))
         if not count:
             return images, labels, camids, None
         generator = torch.Generator().manual_seed(stream_seed(self.config.train.seed, COPIES, self.step, index))
-        chosen = torch.randperm(len(images), generator=generator)[:count].sort().values.to(self.device)
-        copied = self.copy(images[chosen], generator, images, labels[chosen], labels)
+        originals = torch.randperm(len(images), generator=generator)[:count].sort().values
+        chosen = originals.to(self.device)
+        copied = self.copy(images[chosen], generator, images, known[originals], known)
         covered = images.new_empty(0)
         if isinstance(self.model, MotarFuse):
             covered = copied.covered_share_of_cells(self.model.backbone.grid)

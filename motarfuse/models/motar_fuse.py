@@ -164,11 +164,13 @@ class MotarFuse(nn.Module):
             TypeError: Images that are not floating point.
             ValueError: A shape that does not fit.
         """
-        check_images(images, self.image_size, frame_mask)
+        check_images(images, self.image_size, camids, frame_mask)
         clips = images if images.ndim == 5 else images[:, None]
         batch, frames = clips.shape[:2]
         if frame_index is not None and frame_index.shape != (batch, frames):
             raise ValueError(f"frame_index must be ({batch}, {frames}), got {tuple(frame_index.shape)}")
+        if counted is not None and (counted.shape != (batch,) or counted.dtype != torch.bool):
+            raise ValueError(f"counted must be ({batch},) bool, got {counted.dtype} {tuple(counted.shape)}")
         there = frame_mask
         if there is None:
             there = torch.ones(batch, frames, dtype=torch.bool, device=images.device)

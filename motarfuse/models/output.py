@@ -53,5 +53,5 @@ class MotarFuseOutput(ReIDOutput):
     states: tuple[PartState, ...] = ()
 
 
-torch.export.register_dataclass(ReIDOutput)
-torch.export.register_dataclass(MotarFuseOutput)
+torch.export.register_dataclass(ReIDOutput, serialized_type_name="motarfuse.ReIDOutput")
+torch.export.register_dataclass(MotarFuseOutput, serialized_type_name="motarfuse.MotarFuseOutput")

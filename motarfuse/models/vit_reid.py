@@ -126,7 +126,8 @@ class PatchEmbed(nn.Module):
             return self.proj(images).flatten(2).transpose(1, 2)
         batch, channels, height, width = images.shape
         cells = images.reshape(batch, channels, height // patch, patch, width // patch, patch)
-        cells = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * patch * patch)
+        count = (height // patch) * (width // patch)  # not -1, which an empty batch leaves open
+        cells = cells.permute(0, 2, 4, 1, 3, 5).reshape(batch, count, channels * patch * patch)
         return F.linear(cells, self.proj.weight.flatten(1), self.proj.bias)
 
 
@@ -274,7 +275,7 @@ class VitReID(nn.Module):
             TypeError: Images that are not floating point.
             ValueError: A shape that does not fit.
         """
-        check_images(images, self.image_size, frame_mask)
+        check_images(images, self.image_size, camids, frame_mask)
         if images.ndim == 4:
             embedding = self.backbone(images, camids, 1)[:, 0]
             return ReIDOutput(self.neck(embedding), embedding)
@@ -299,8 +300,8 @@ def layer_of(parameter_name: str, num_layers: int) -> int:
     return 1 + int(parts[2]) if parts[1] in ("blocks", "adapters") else 0
 
 
-def check_images(images: Tensor, image_size: tuple[int, int], frame_mask: Tensor | None) -> None:
-    """Raises TypeError or ValueError unless images are (B, 3, H, W) or (B, T, 3, H, W) and the mask fits them."""
+def check_images(images: Tensor, image_size: tuple[int, int], camids: Tensor | None, frame_mask: Tensor | None) -> None:
+    """Raises TypeError or ValueError unless images are (B, 3, H, W) or (B, T, 3, H, W) and the others fit them."""
     if not images.is_floating_point():
         raise TypeError(
             f"images must be normalised floating point, got {images.dtype}; see motarfuse.data.EvalTransform"
@@ -314,4 +315,10 @@ def check_images(images: Tensor, image_size: tuple[int, int], frame_mask: Tensor
         raise ValueError(
             "frame_mask must be (B, T) of a clip (B, T, 3, H, W), "
             f"got {tuple(frame_mask.shape)} for images {tuple(images.shape)}"
+        )
+    if frame_mask is not None and frame_mask.dtype != torch.bool:
+        raise TypeError(f"frame_mask must be bool, True for frames that are there; got {frame_mask.dtype}")
+    if camids is not None and (camids.shape != images.shape[:1] or camids.is_floating_point()):
+        raise ValueError(
+            f"camids must be ({images.shape[0]},) integers, one a person; got {camids.dtype} {tuple(camids.shape)}"
         )

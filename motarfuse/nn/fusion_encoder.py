@@ -147,7 +147,8 @@ class FusionEncoder(nn.Module):
         if frame_index is None:
             frame_index = torch.arange(frames, device=device).expand(batch, frames)
         there = torch.ones_like(frame_index, dtype=torch.bool) if frame_mask is None else frame_mask
-        time = frame_index.to(motion.descriptor.dtype)
+        # From the clip's first frame on, as integers: float32 cannot tell the frames of a long recording apart.
+        time = (frame_index - frame_index[:, :1]).to(motion.descriptor.dtype)
         mean = (time * there).sum(1, keepdim=True) / there.sum(1, keepdim=True).clamp(min=1)
         time = (time - mean).repeat_interleave(length, dim=1)
         joined = [

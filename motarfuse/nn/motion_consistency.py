@@ -63,7 +63,7 @@ class FramePair(NamedTuple):
 
 
 class MotionConsistencyLoss(nn.Module):
-    """5 L_flow + L_occ + L_eq + L_inv + L_rec + L_part + 0.1 L_div; every weight is free, 0 computes nothing.
+    """5 L_flow + 0.3 L_occ + L_eq + L_rec + L_part + 0.1 L_div; every weight is free, 0 computes nothing.
 
     x~ = paste(x o W) is a copy whose warp W and cover are known. Source x, target x~; a cell counts where W(u) lies
     inside the image, and is covered where an occluder hides more than half of it; share_k is the part's mass on
@@ -73,7 +73,7 @@ class MotionConsistencyLoss(nn.Module):
     - L_occ = -log M_0 on covered cells + KL(sg M(x) o W || M(x~)) on the others + |v_k(x~) - sg(v_k(x) share_k)|
       + |W p~ - sg p| (amodal: also of covered parts).
     - L_eq, parts with share_k >= 0.5: |p - W p~| + |I - A^-1 J_W(p~) A~|.
-    - L_inv = 1 - cos(f(x~), sg f(x)).
+    - L_inv = 1 - cos(f(x~), sg f(x)), weight 0 unless given.
     - L_rec, two frames of a tracklet: error of the warped source against the target, both RGB at twice the grid and
       normalised per image, weighted by sg[M_fg^t(u) M_fg^s(T(u))].
     - L_part: `PartLoss`.
@@ -97,9 +97,9 @@ class MotionConsistencyLoss(nn.Module):
         num_classes: int | None = None,
         *,
         flow: float = 5.0,
-        occ: float = 1.0,
+        occ: float = 0.3,
         eq: float = 1.0,
-        inv: float = 1.0,
+        inv: float = 0.0,
         rec: float = 1.0,
         part: float = 1.0,
         div: float = 0.1,
@@ -235,7 +235,8 @@ def reconstruction(frames: FramePair, grid: tuple[int, int]) -> Tensor:
     """
     fine = (2 * grid[0], 2 * grid[1])
     source, target = (_pooled(image, fine) for image in (frames.source, frames.target))
-    logits, source_logits = (_upsampled(state.part_logits, grid, fine) for state in frames[2:])
+    source_logits = _upsampled(frames.source_state.part_logits, grid, fine)
+    logits = _upsampled(frames.target_state.part_logits, grid, fine)
     source_foreground = 1 - source_logits.softmax(1)[:, 0]
     target_foreground = 1 - logits.softmax(1)[:, 0]
     warped = motion_warp(

@@ -14,12 +14,14 @@ _EPSILON = 1e-6
 def part_distances(features: Tensor, visibility: Tensor) -> Tensor:
     """(B, B) visibility-weighted part distances, sum_l v_il v_jl (1 - cos(f_il, f_jl)) / (sum_l v_il v_jl + 1e-6).
 
-    Two matrix products; no (B, B, L) tensor is made.
+    Two matrix products; no (B, B, L) tensor is made. Half types are computed, and returned, in float32.
 
     Args:
         features: (B, L, D).
         visibility: (B, L) in [0, 1].
     """
+    if features.dtype != torch.float64:
+        features, visibility = features.float(), visibility.float()
     weighted = (visibility[..., None] * F.normalize(features, dim=-1)).flatten(1)
     total = visibility @ visibility.T
     return (total - weighted @ weighted.T) / (total + _EPSILON)

@@ -16,7 +16,7 @@ from motarfuse.engine.config import (
     load_config,
 )
 from motarfuse.errors import ConfigError
-from motarfuse.models import VitReID
+from motarfuse.models import build_model, config_class, model_names
 
 # compare_*.yaml are lists of runs, which tests/engine/test_compare.py reads.
 RECIPES = [
@@ -106,6 +106,10 @@ def test_every_field_is_explained() -> None:
         for item in fields(settings):
             assert item.metadata.get("help"), f"{section.name}.{item.name} has no help"
             assert f"  {section.name}.{item.name} = " in text
+    for name in model_names():
+        for item in fields(config_class(name)):
+            assert item.metadata.get("help"), f"model.{item.name} of {name} has no help"
+            assert f"  model.{item.name} = " in text
     assert "model.name = vit_reid" in text
 
 
@@ -124,7 +128,8 @@ def test_recipes_load_and_build_their_network(path: Path) -> None:
 
     config = load_config(path)
     with torch.device("meta"):
-        assert VitReID(config.model).image_size == config.model.resolved_image_size
+        model = build_model(config.model_name, config.model)
+    assert model.image_size == config.model.resolved_image_size
 
 
 def test_published_recipes_say_what_was_published() -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from motarfuse.data import OccludedCopy
+from motarfuse.data import CopiedBatch, OccludedCopy
 from motarfuse.engine.config import LossConfig, load_config
 from motarfuse.engine.criterion import ReIDCriterion, part_health
 from motarfuse.engine.device import flushed_denormals
@@ -22,8 +22,8 @@ from motarfuse.engine.history import history_path
 from motarfuse.engine.logs import read_log
 from motarfuse.engine.trainer import train
 from motarfuse.errors import CheckpointError, ConfigError, TrainingError
-from motarfuse.models import MotarFuse, MotarFuseConfig
-from motarfuse.nn import MotionConsistencyLoss
+from motarfuse.models import MotarFuse, MotarFuseConfig, MotarFuseOutput
+from motarfuse.nn import CopyPair, MotionConsistencyLoss
 from tests.engine.people import small_config, write_people
 from tests.engine.test_trainer import assert_equal_runs, last_step, start_training, timeless, weights
 
@@ -45,7 +45,8 @@ def test_the_log_has_every_term_and_the_parts_health(people: Path, tmp_path: Pat
     for event in logged(tmp_path / "run"):
         assert event.keys() >= TERMS
         terms = {key: event[f"loss_{key}"] for key in ("flow", "occ", "eq", "inv", "part", "div")}
-        total = 5 * terms["flow"] + terms["occ"] + terms["eq"] + terms["inv"] + terms["part"] + 0.1 * terms["div"]
+        total = sum(getattr(LossConfig(), f"{name}_weight") * value for name, value in terms.items())
+        total += terms["inv"]  # of weight 1 here, 0 by default
         assert event["loss_motion"] == pytest.approx(total, rel=1e-4)
         masses = [event[f"health/mass_{part}"] for part in range(3)]
         assert event["health/mass_min"] == pytest.approx(min(masses))
@@ -101,6 +102,55 @@ def test_copies_learn_their_identity_and_are_known_to_the_loss(
         assert len(labels) == 8 + 4
         assert torch.equal(labels[8:], labels[:8][copies.originals])
         assert not torch.equal(copies.originals, later.originals)
+
+
+def test_each_copy_stands_beside_its_original_and_leaves_the_posture_alone(
+    people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied: list[CopiedBatch] = []
+    sources: list[Tensor] = []
+    counted: list[Tensor] = []
+    outputs: list[MotarFuseOutput] = []
+    given: list[CopyPair] = []
+    make, look, judge = OccludedCopy.__call__, MotarFuse.forward, MotionConsistencyLoss.forward
+
+    def made(self: OccludedCopy, images: Tensor, *rest: Any) -> CopiedBatch:
+        sources.append(images)
+        copied.append(make(self, images, *rest))
+        return copied[-1]
+
+    def looked(self: MotarFuse, images: Tensor, *rest: Any, **options: Any) -> MotarFuseOutput:
+        assert torch.equal(images[8:], copied[-1].images)
+        counted.append(options["counted"])
+        outputs.append(look(self, images, *rest, **options))
+        originals.extend(int((images[:8] == source).flatten(1).all(1).nonzero()[0, 0]) for source in sources[-1])
+        return outputs[-1]
+
+    def judged(self: MotionConsistencyLoss, *rest: Any, **options: Any) -> Any:
+        given.append(options["copies"])
+        return judge(self, *rest, **options)
+
+    originals: list[int] = []
+    monkeypatch.setattr(OccludedCopy, "__call__", made)
+    monkeypatch.setattr(MotarFuse, "forward", looked)
+    monkeypatch.setattr(MotionConsistencyLoss, "forward", judged)
+    options = ("train.steps=1", "evaluation.sets={}", "train.checkpoint_every=0")
+    monkeypatch.setattr("motarfuse.engine.trainer.Trainer._evaluate", lambda self: None)
+    train(small_config(people, tmp_path / "run", *MOTION, *options))
+    assert counted[0].tolist() == [True] * 8 + [False] * 4
+    assert len(set(originals)) == 4
+    (copies,), state = given, outputs[0].states[-1]
+    assert torch.equal(copies.states[-1].keypoints, state.keypoints[originals])
+    assert torch.equal(copies.copy_states[-1].keypoints, state.keypoints[8:])
+    assert torch.equal(copies.feature, outputs[0].feature[originals])
+    assert torch.equal(copies.copy_feature, outputs[0].feature[8:])
+    assert torch.equal(copies.covered, copied[0].covered_share_of_cells((4, 2)))
+    assert copies.warp is copied[0].warp
+
+
+def test_a_share_that_is_no_image_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"copy\.share 0\.01 of a batch of 8 is no image; give at least 0\.125"):
+        load_config(None, ["copy.share=0.01", "train.batch_size=8"])
 
 
 def test_without_copies_nothing_needs_them(people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
