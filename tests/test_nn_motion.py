@@ -69,7 +69,7 @@ def set_strengths(layer: MotionAttention, affinity: float, damping: float) -> No
     with torch.no_grad():
         for raw, value in ((layer.motion_bias.raw_affinity, affinity), (layer.motion_bias.raw_damping, damping)):
             assert raw is not None
-            raw.copy_(torch.tensor(value, dtype=torch.float64).expm1().log())
+            raw.copy_(torch.tensor(value, dtype=torch.float64).expm1().log() / 20)
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0, 16.0])
@@ -157,7 +157,7 @@ def test_all_strengths_learn_and_contradictions_are_refused() -> None:
         assert parameter.grad.abs().max() > 0, name
     assert layer.motion_bias is not None
     assert layer.motion_bias.raw_affinity is not None
-    assert F.softplus(layer.motion_bias.raw_affinity).tolist() == pytest.approx([0.1] * 3)
+    assert F.softplus(20 * layer.motion_bias.raw_affinity).tolist() == pytest.approx([0.1] * 3)
     tokens, context = torch.randn(2, 4, 12), torch.randn(2, 4, 5)
     with pytest.raises(ValueError, match="both have a descriptor or neither"):
         layer(tokens, context, queries, TokenMotion())

@@ -53,6 +53,7 @@ def test_the_heads_are_their_formulas() -> None:
     assert isinstance(heads, PartHeads)
     parts, tokens = normal(0)(2, PARTS, DIM), normal(1)(2, CELLS, DIM)
     keypoints, affines, confidence, logits, masks, visibility = heads(parts, tokens)
+    tokens = tokens - tokens.mean(1, keepdim=True)
     cells = ops.cell_centers(GRID, dtype=torch.float64)
     field = heads.affine(tokens.transpose(1, 2).unflatten(2, GRID)).flatten(2)
     for f in range(2):
@@ -209,6 +210,24 @@ def test_statistics_are_of_valid_cells_only_and_fixed_in_evaluation() -> None:
     before = scale.mean.clone()
     scale.eval().update(values + 5, valid)
     assert torch.equal(scale.mean, before)
+
+
+def test_statistics_are_those_of_all_batches_until_there_are_a_hundred() -> None:
+    scale = MotionScale().double()
+    batches = [normal(seed)(2, CELLS, 8) + seed for seed in range(3)]
+    valid = torch.ones(2, 8, dtype=torch.bool)
+    no_neighbours = valid.clone()
+    no_neighbours[:, 2:6] = False
+    for index, batch in enumerate(batches):
+        scale.update(batch, valid if index != 1 else no_neighbours)
+    for c in range(8):
+        kept = torch.stack([batch[:, :, c] for k, batch in enumerate(batches) if k != 1 or not 2 <= c < 6])
+        torch.testing.assert_close(scale.mean[c], kept.mean())
+        torch.testing.assert_close(scale.square[c], kept.square().mean())
+    scale.batches.fill_(500)
+    before = scale.mean.clone()
+    scale.update(batches[0], valid)
+    torch.testing.assert_close(scale.mean, 0.99 * before + 0.01 * batches[0].mean((0, 1)))
 
 
 def test_constant_channels_are_floored_and_none_valid_changes_nothing() -> None:

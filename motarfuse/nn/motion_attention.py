@@ -14,6 +14,8 @@ from motarfuse.ops import motion_attention, motion_attention_packed, without_aut
 # Added to the foreground before its logarithm: the background is damped by log(0.01) gamma, not hidden.
 FOREGROUND_FLOOR = 0.01
 _START = 0.1
+# Of the raw strengths: at Adam's usual rates a plain softplus near 0.1 moves by a tenth of itself in 300 steps.
+_GAIN = 20.0
 
 
 class TokenMotion(NamedTuple):
@@ -73,9 +75,9 @@ class _MotionBias(nn.Module):
     """The learned strengths of the bias: lambda_h, gamma_h and s, and the arguments of the operator made of them.
 
     Attributes:
-        raw_affinity: (H,), lambda = softplus(raw); None where only damping is wanted.
-        raw_damping: (H,), gamma = softplus(raw).
-        raw_time: scalar, s = softplus(raw); None without times.
+        raw_affinity: (H,), lambda = softplus(20 raw); None where only damping is wanted.
+        raw_damping: (H,), gamma = softplus(20 raw).
+        raw_time: scalar, s = softplus(20 raw); None without times.
     """
 
     raw_affinity: nn.Parameter | None
@@ -83,7 +85,7 @@ class _MotionBias(nn.Module):
 
     def __init__(self, heads: int, over_time: bool, affinity: bool = True) -> None:
         super().__init__()
-        start = torch.tensor(_START).expm1().log()  # softplus(start) = 0.1
+        start = torch.tensor(_START).expm1().log() / _GAIN
         self.raw_affinity = nn.Parameter(start.repeat(heads)) if affinity else None
         self.raw_damping = nn.Parameter(start.repeat(heads))
         self.raw_time = nn.Parameter(start.clone()) if over_time else None
@@ -98,10 +100,10 @@ class _MotionBias(nn.Module):
                 raise ValueError("this attention was built with affinity=False; descriptors cannot be given")
             if self.raw_time is None and queries.time is not None:
                 raise ValueError("times need over_time=True")
-            time_scale = 1.0 if self.raw_time is None else F.softplus(self.raw_time)
+            time_scale = 1.0 if self.raw_time is None else _strength(self.raw_time)
             motion_query = motion_channels(queries.descriptor, queries.moving, queries.time, time_scale)[0][:, None]
             motion_key = motion_channels(keys.descriptor, keys.moving, keys.time, time_scale)[1][:, None]
-            motion_scale = F.softplus(self.raw_affinity)
+            motion_scale = _strength(self.raw_affinity)
         elif queries.time is not None:
             raise ValueError("times need a descriptor beside them")
         return {
@@ -117,13 +119,17 @@ class _MotionBias(nn.Module):
             foreground = keys.foreground if keys.foreground.dtype == torch.float64 else keys.foreground.float()
             # 0 for M_fg = 1 exactly, so that class tokens and clear foreground are on a level.
             damping = torch.log((FOREGROUND_FLOOR + foreground) / (FOREGROUND_FLOOR + 1))
-            bias = F.softplus(self.raw_damping)[:, None] * damping[:, None]
+            bias = _strength(self.raw_damping)[:, None] * damping[:, None]
         if bias is None or keys.visible is None:
             return _hiding(keys.visible) if bias is None else bias
         return bias.masked_fill(~keys.visible[:, None], -torch.inf)
 
     def extra_repr(self) -> str:
         return f"heads={len(self.raw_damping)}"
+
+
+def _strength(raw: Tensor) -> Tensor:
+    return F.softplus(_GAIN * raw)
 
 
 class MotionAttention(nn.Module):

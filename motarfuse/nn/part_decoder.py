@@ -73,8 +73,9 @@ class MotionScale(nn.Module):
     """Scales the channels of the motion descriptor by running statistics over the cells where they are valid.
 
     Displacements are divided by their root mean square, so that zero stays zero; foreground and determinant are centred
-    and divided by their deviation. Deviations are floored at 0.05. Statistics start at mean 0 and deviation 1, move by
-    1 - momentum a training batch, take no gradient, are saved and fixed in evaluation.
+    and divided by their deviation. Deviations are floored at 0.05. Statistics start at mean 0 and deviation 1, which the
+    first batch replaces; the n-th moves them by max(1 - momentum, 1 / n), so that a short training has them too. They
+    take no gradient, are saved and fixed in evaluation.
 
     Args:
         momentum: Share of the old statistics that a batch keeps.
@@ -82,10 +83,12 @@ class MotionScale(nn.Module):
 
     mean: Tensor
     square: Tensor
+    batches: Tensor
 
     def __init__(self, momentum: float = 0.99) -> None:
         super().__init__()
         self.momentum = momentum
+        self.register_buffer("batches", torch.zeros(MOTION_CHANNELS))  # that had something valid
         self.register_buffer("mean", torch.zeros(MOTION_CHANNELS))
         self.register_buffer("square", torch.ones(MOTION_CHANNELS))
 
@@ -100,7 +103,9 @@ class MotionScale(nn.Module):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(sums)
         count, total, squares = sums
-        rate = (1 - self.momentum) * ((count > 0) & squares.isfinite())
+        counts = (count > 0) & squares.isfinite()
+        self.batches.add_(counts)
+        rate = (1 / self.batches.clamp(min=1)).clamp(min=1 - self.momentum) * counts
         count = count.clamp(min=1)
         self.mean.add_(rate * ((total / count).nan_to_num() - self.mean))
         self.square.add_(rate * ((squares / count).nan_to_num() - self.square))
@@ -167,6 +172,8 @@ class PartHeads(nn.Module):
             N), visibility (F, L); fp32 (fp64 for fp64).
         """
         frames, num_parts, _ = parts.shape
+        # What all cells of an image share is most of a token: it would leave every cosine alike.
+        tokens = tokens - tokens.mean(1, keepdim=True)
         affine = self.affine(tokens.transpose(1, 2).unflatten(2, self.grid)).flatten(2)
         keypoint_parts, keypoint_tokens = self.part_of_keypoint(parts), self.token_of_keypoint(tokens)
         mask_parts, mask_tokens = self.part_of_mask(parts), self.token_of_mask(tokens)
