@@ -73,9 +73,9 @@ class MotionScale(nn.Module):
     """Scales the channels of the motion descriptor by running statistics over the cells where they are valid.
 
     Displacements are divided by their root mean square, so that zero stays zero; foreground and determinant are centred
-    and divided by their deviation. Deviations are floored at 0.05. Statistics start at mean 0 and deviation 1, which the
-    first batch replaces; the n-th moves them by max(1 - momentum, 1 / n), so that a short training has them too. They
-    take no gradient, are saved and fixed in evaluation.
+    and divided by their deviation. Deviations are floored at 0.05. Statistics start at mean 0 and deviation 1, which
+    the first batch replaces; the n-th moves them by max(1 - momentum, 1 / n), so that a short training has them too.
+    They take no gradient, are saved and fixed in evaluation.
 
     Args:
         momentum: Share of the old statistics that a batch keeps.
@@ -121,6 +121,7 @@ class MotionScale(nn.Module):
 class PartHeads(nn.Module):
     """Heat maps, affines, masks and visibilities of parts.
 
+    With v the tokens less their mean over the image, which would leave every cosine alike:
     l_k(u) = cos(W_p z_k, W_v v_u) - beta_k |u - c_k|^2 / 2, c_k learned and spread over the body at start, beta_k =
     softplus, 2 at start; keypoints, affines and confidence are the moments of softmax(l / 0.1) with the affines
     a_k(u) = I + 0.4 tanh(conv(v_u)), the convolution zero at start, so that every mixture keeps det >= 0.2.
