@@ -12,7 +12,7 @@ from motarfuse.errors import CheckpointError
 from motarfuse.models.output import MotarFuseOutput
 from motarfuse.models.packaged import load_packaged
 from motarfuse.models.registry import register_model
-from motarfuse.models.vit_reid import SIZES, VisionTransformer, VitReIDConfig, check_images, layer_of
+from motarfuse.models.vit_reid import SIZES, BackboneNetwork, VisionTransformer, VitReIDConfig, check_images
 from motarfuse.nn import BNNeck, FusionEncoder, PartDecoder, PartPool
 
 _ALPHA = 0.1
@@ -54,7 +54,7 @@ class MotarFuseConfig(VitReIDConfig):
 
 
 @register_model("motar_fuse", MotarFuseConfig)
-class MotarFuse(nn.Module):
+class MotarFuse(BackboneNetwork):
     """Person re-identification that reads motion from images and clips.
 
     A visual encoder (ViT with temporal adapters) gives tokens V and a class token c; learnable queries decode L parts
@@ -126,20 +126,6 @@ class MotarFuse(nn.Module):
         if not isinstance(model, cls):
             raise CheckpointError(f"{name} is a {type(model).__name__}; motarfuse.models.load_packaged gives it")
         return model
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that images must have."""
-        return self.backbone.image_size
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers that :meth:`layer_of` counts: embedding, blocks, everything after them."""
-        return len(self.backbone.blocks) + 2
-
-    def layer_of(self, parameter_name: str) -> int:
-        """Depth of a parameter: 0 for patch, position and class embeddings, 1.. for blocks, then all that follows."""
-        return layer_of(parameter_name, self.num_layers)
 
     def forward(
         self,

@@ -216,8 +216,31 @@ class VisionTransformer(nn.Module):
         return self.norm(self.blocks[-1](tokens, num_outputs))
 
 
+class BackboneNetwork(nn.Module):
+    """What networks over a `VisionTransformer` share: the size of their images and the depth of their parameters."""
+
+    backbone: VisionTransformer
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels that images must have."""
+        return self.backbone.image_size
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers that :meth:`layer_of` counts: embedding, blocks, everything after them."""
+        return len(self.backbone.blocks) + 2
+
+    def layer_of(self, parameter_name: str) -> int:
+        """Depth of a parameter: 0 for patch, position and class embeddings, 1.. for blocks, then all that follows."""
+        parts = parameter_name.split(".")
+        if parts[0] != "backbone" or parts[1] == "norm":
+            return self.num_layers - 1
+        return 1 + int(parts[2]) if parts[1] in ("blocks", "adapters") else 0
+
+
 @register_model("vit_reid", VitReIDConfig)
-class VitReID(nn.Module):
+class VitReID(BackboneNetwork):
     """A plain ViT for ReID: embedding = class token of the last layer norm, feature = BNNeck(embedding).
 
     A clip's embedding is the mean over its valid frames, so that an image, the same image as a one-frame clip, a clip
@@ -238,20 +261,6 @@ class VitReID(nn.Module):
         self.feature_dim = SIZES[config.size].dim
         self.backbone = VisionTransformer(config)
         self.neck = BNNeck(self.feature_dim)
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that images must have."""
-        return self.backbone.image_size
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers that :meth:`layer_of` counts: embedding, blocks, head."""
-        return len(self.backbone.blocks) + 2
-
-    def layer_of(self, parameter_name: str) -> int:
-        """Depth of a parameter: 0 for patch, position and class embeddings, 1.. for blocks, then norm and neck."""
-        return layer_of(parameter_name, self.num_layers)
 
     def forward(
         self,
@@ -290,14 +299,6 @@ class VitReID(nn.Module):
             total = torch.where(frame_mask[..., None], embedding, 0).sum(1)
             embedding = total / frame_mask.sum(1, keepdim=True)
         return ReIDOutput(self.neck(embedding), embedding)
-
-
-def layer_of(parameter_name: str, num_layers: int) -> int:
-    """Depth of a parameter of a network with a ``backbone``: 0 for embeddings, 1.. for blocks, then all the rest."""
-    parts = parameter_name.split(".")
-    if parts[0] != "backbone" or parts[1] == "norm":
-        return num_layers - 1
-    return 1 + int(parts[2]) if parts[1] in ("blocks", "adapters") else 0
 
 
 def check_images(images: Tensor, image_size: tuple[int, int], camids: Tensor | None, frame_mask: Tensor | None) -> None:
