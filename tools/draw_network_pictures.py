@@ -1,6 +1,6 @@
 """Draws the pictures of docs/network.md and README.md: a trained network's parts, matches and searches on drawn people.
 
-    python tools/draw_network_pictures.py runs/synthped_nano data/synthped docs/images
+python tools/draw_network_pictures.py runs/synthped_nano data/synthped docs/images
 """
 
 from __future__ import annotations
