@@ -319,7 +319,8 @@ def test_flow_does_not_pay_for_a_smaller_foreground() -> None:
     first = {name: getattr(source, name)[:, :1].expand_as(getattr(source, name)) for name in ("keypoints", "affines")}
     value = term("flow", copies._replace(states=(source._replace(**first),), copy_states=(target,)))
     assert value > 0.01
-    assert slope(value, target.part_logits).abs().max() < 1e-9
+    # To rounding where hardly any foreground is; with a gradient through M_fg it would be a thousand times as large.
+    assert slope(value, target.part_logits).abs().max() < 1e-6
 
 
 def test_equivariance_teaches_both_sides_and_reads_the_jacobian_as_a_number() -> None:
