@@ -47,10 +47,10 @@ class RunState:
 
 @dataclass
 class Progress:
-    """What a session of runs came to.
+    """What one call came to.
 
     Attributes:
-        finished: Runs done in this session.
+        finished: Runs done by this call.
         failed: Runs whose training diverged, with the reason.
         waiting: Runs that need another one that was not selected.
         stopped: Why runs are left that could have been done; "" if none is.
@@ -226,7 +226,7 @@ def _do(comparison: Comparison, run: Run, state: RunState) -> None:
                 out=run.folder,
             )
     if state.step < run.steps:
-        # Of this session alone, so that a killed one before it does not make the rest look fast.
+        # Of this call alone, so that a killed one before it does not make the rest look fast.
         origin["seconds_per_step"] = (time.perf_counter() - start) / (run.steps - state.step)
         write_json(run.folder / ORIGIN, origin)
 
