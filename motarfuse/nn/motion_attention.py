@@ -14,7 +14,7 @@ from motarfuse.ops import motion_attention, motion_attention_packed, without_aut
 # Added to the foreground before its logarithm: the background is damped by log(0.01) gamma, not hidden.
 FOREGROUND_FLOOR = 0.01
 _START = 0.1
-# Of the raw strengths: at Adam's usual rates a plain softplus near 0.1 moves by a tenth of itself in 300 steps.
+# Of the raw strengths: at Adam's usual rates softplus(raw) near 0.1 moves by less than a tenth of itself in 300 steps.
 _GAIN = 20.0
 
 
@@ -85,7 +85,7 @@ class _MotionBias(nn.Module):
 
     def __init__(self, heads: int, over_time: bool, affinity: bool = True) -> None:
         super().__init__()
-        start = torch.tensor(_START).expm1().log() / _GAIN
+        start = inverse_softplus(_START) / _GAIN
         self.raw_affinity = nn.Parameter(start.repeat(heads)) if affinity else None
         self.raw_damping = nn.Parameter(start.repeat(heads))
         self.raw_time = nn.Parameter(start.clone()) if over_time else None
@@ -126,6 +126,11 @@ class _MotionBias(nn.Module):
 
     def extra_repr(self) -> str:
         return f"heads={len(self.raw_damping)}"
+
+
+def inverse_softplus(value: float) -> Tensor:
+    """The scalar whose softplus a positive value is."""
+    return torch.tensor(value).expm1().log()
 
 
 def _strength(raw: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from motarfuse.nn.block import Mlp
 from motarfuse.nn.canonical_posture import AlignedPosture, CanonicalPosture
-from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion
+from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion, inverse_softplus
 from motarfuse.ops import cell_centers, inverse_2x2, motion_warp, part_moments, sample_bilinear, without_autocast
 
 # Channels of the motion descriptor: canonical displacement, displacement to the previous and to the next frame (two
@@ -147,8 +147,8 @@ class PartHeads(nn.Module):
         self.token_of_mask = nn.Linear(dim, dim, bias=False)
         self.background = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.anchors = nn.Parameter(spread_over_body(num_parts))
-        self.raw_beta = nn.Parameter(_inverse_softplus(2.0).repeat(num_parts))
-        self.raw_eta = nn.Parameter(_inverse_softplus(8.0).repeat(num_parts))
+        self.raw_beta = nn.Parameter(inverse_softplus(2.0).repeat(num_parts))
+        self.raw_eta = nn.Parameter(inverse_softplus(8.0).repeat(num_parts))
         self.affine = nn.Conv2d(dim, 4 * num_parts, 3, padding=1)
         nn.init.zeros_(self.affine.weight)
         assert self.affine.bias is not None
@@ -385,7 +385,3 @@ def spread_over_body(num_parts: int) -> Tensor:
 def _cosine(parts: Tensor, tokens: Tensor) -> Tensor:
     """(F, L, N) cosines of (F, L, D) and (F, N, D)."""
     return F.normalize(parts, dim=-1) @ F.normalize(tokens, dim=-1).transpose(1, 2)
-
-
-def _inverse_softplus(value: float) -> Tensor:
-    return torch.tensor(value).expm1().log()
