@@ -16,7 +16,7 @@ _EPSILON = 1e-6
 # A part whose uncovered share is below this has no equivariance to keep, only a place to guess.
 _LEAST_SHARE = 0.5
 FOREGROUND_RANGE = (0.25, 0.7)
-# Of L_div's hinges: with slope 1 they lose to the covered cells' -log M_0; the mean foreground was 0.08 after six steps.
+# Of L_div's hinges: slope 1 loses to the covered cells' -log M_0; the mean foreground was 0.08 after six steps.
 HINGE = 50.0
 TERMS = ("flow", "occ", "eq", "inv", "rec", "part", "div")
 
