@@ -136,11 +136,13 @@ def test_seed_and_weights_of_the_encoder_do_not_depend_on_the_switches() -> None
 
     assert torch.equal(weight(), weight(adapter=False))
     assert torch.equal(weight(), weight(fusion_encoder=False))
+    assert torch.equal(weight(), weight(local_appearance=False))
 
 
 SWITCHES: list[tuple[dict[str, Any], Callable[[MotarFuse], bool]]] = [
     ({"adapter": False}, lambda model: model.backbone.adapters is None),
     ({"fusion_encoder": False}, lambda model: model.fusion is None and model.alpha is None),
+    ({"local_appearance": False}, lambda model: not any(name.startswith("appearance") for name in model.state_dict())),
     (
         {"motion_attention": False},
         lambda model: not any("motion_bias" in name for name, _ in model.named_parameters()),

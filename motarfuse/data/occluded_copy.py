@@ -30,7 +30,7 @@ class OccludedCopyConfig:
     bend: float = _setting(0.05, "standard deviation of the bend at its control points; the crop is 2 wide and 2 high")
     area_min: float = _setting(0.15, "smallest cover, as a share of the crop")
     area_max: float = _setting(0.5, "largest cover, as a share of the crop")
-    occluder_probability: float = _setting(1.0, "paste an occluder")
+    occluder_probability: float = _setting(0.5, "paste an occluder; a copy without one shows motion undisturbed")
 
     def __post_init__(self) -> None:
         for name in ("share", "area_min", "area_max", "occluder_probability"):

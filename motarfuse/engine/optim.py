@@ -11,7 +11,7 @@ from torch import nn
 from motarfuse.engine.config import OptimConfig
 
 # Embeddings that are matrices by shape and vectors by nature: one row a position, nothing that decay would regularise.
-_EMBEDDINGS = ("cls_token", "pos_embed", "camera_embed")
+_EMBEDDINGS = ("cls_token", "pos_embed", "camera_embed", "queries", "anchors", "types")
 
 
 def named_trainable(model: nn.Module, criterion: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

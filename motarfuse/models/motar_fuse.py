@@ -13,7 +13,7 @@ from motarfuse.models.output import MotarFuseOutput
 from motarfuse.models.packaged import load_packaged
 from motarfuse.models.registry import register_model
 from motarfuse.models.vit_reid import SIZES, BackboneNetwork, VisionTransformer, VitReIDConfig, check_images
-from motarfuse.nn import BNNeck, FusionEncoder, PartDecoder, PartPool
+from motarfuse.nn import BNNeck, FusionEncoder, LocalAppearance, PartDecoder, PartPool
 
 _ALPHA = 0.1
 _EPSILON = 1e-6
@@ -30,6 +30,10 @@ class MotarFuseConfig(VitReIDConfig):
         default="frame", metadata={"help": "whether the fusion encoder sees one frame or the whole clip at a time"}
     )
     adapter: bool = field(default=True, metadata={"help": "the visual adapter behind each block"})
+    local_appearance: bool = field(
+        default=True,
+        metadata={"help": "heads see cells without their places; no: they read the encoder's tokens alone"},
+    )
     motion_attention: bool = field(
         default=True, metadata={"help": "motion in the attention of decoder and fusion encoder; no: plain attention"}
     )
@@ -58,7 +62,8 @@ class MotarFuse(BackboneNetwork):
     """Person re-identification that reads motion from images and clips.
 
     A visual encoder (ViT with temporal adapters) gives tokens V and a class token c; learnable queries decode L parts
-    with keypoints, affines, masks, visibility and a motion field (`motarfuse.nn.PartDecoder`); the fusion encoder joins
+    with keypoints, affines, masks, visibility and a motion field (`motarfuse.nn.PartDecoder`), whose heads also see
+    patches without their places (`motarfuse.nn.LocalAppearance`); the fusion encoder joins
     class token, parts and tokens in a hybrid token h, by attention that knows motion. With
     w_t = softmax_t(w . h_t + log mean_k v_kt) over the frames,
 
@@ -84,6 +89,7 @@ class MotarFuse(BackboneNetwork):
         size = SIZES[config.size]
         self.feature_dim = size.dim
         self.backbone = VisionTransformer(config, adapters=config.adapter)
+        self.appearance = LocalAppearance(size.dim, config.grid) if config.local_appearance else None
         self.decoder = PartDecoder(
             size.dim,
             size.heads,
@@ -165,10 +171,13 @@ class MotarFuse(BackboneNetwork):
             clips = torch.where(there[:, :, None, None, None], clips, 0)
         if camids is not None:
             camids = camids.repeat_interleave(frames)
-        encoded = self.backbone(clips.flatten(0, 1), camids, frame_mask=there if frames > 1 else None)
+        images = clips.flatten(0, 1)
+        patches = self.backbone.patch_embed(images)
+        encoded = self.backbone(images, camids, frame_mask=there if frames > 1 else None, patches=patches)
         encoded = encoded.unflatten(0, (batch, frames))
         class_token, tokens = encoded[:, :, 0], encoded[:, :, 1:]
-        parts, states = self.decoder(tokens, there, frame_index, counted=counted)
+        appearance = None if self.appearance is None else self.appearance(patches).unflatten(0, (batch, frames))
+        parts, states = self.decoder(tokens, there, frame_index, appearance=appearance, counted=counted)
         state = states[-1]
         visibility = state.visibility.unflatten(0, (batch, frames))
         if self.fusion is None or self.alpha is None:

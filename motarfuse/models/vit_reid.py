@@ -182,6 +182,8 @@ class VisionTransformer(nn.Module):
         camids: Tensor | None = None,
         num_outputs: int | None = None,
         frame_mask: Tensor | None = None,
+        *,
+        patches: Tensor | None = None,
     ) -> Tensor:
         """Tokens after the last layer norm, the class token first.
 
@@ -191,11 +193,13 @@ class VisionTransformer(nn.Module):
             num_outputs: Number n of leading tokens that are wanted; None: all. Not with adapters.
             frame_mask: (b, T) booleans with b T = B, False for padding: the images are the frames of b clips, one clip
                 after the other. Adapters read it; None: images by themselves.
+            patches: ``patch_embed(images)``, where that is at hand already.
 
         Returns:
             (B, 1 + h w, D), or the first n of it. With n = 1 the last block costs a sixth.
         """
-        patches = self.patch_embed(images)
+        if patches is None:
+            patches = self.patch_embed(images)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], 1) + self.pos_embed
         if self.camera_embed is not None and camids is not None:
             known = (camids >= 0) & (camids < self.camera_embed.shape[0])

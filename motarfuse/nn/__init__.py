@@ -5,6 +5,7 @@ from motarfuse.nn.bnneck import BNNeck
 from motarfuse.nn.canonical_posture import AlignedPosture, CanonicalPosture
 from motarfuse.nn.fusion_encoder import FusedTokens, FusionEncoder
 from motarfuse.nn.gated_fusion import GatedFusion
+from motarfuse.nn.local_appearance import LocalAppearance
 from motarfuse.nn.losses import IdLoss, TripletLoss
 from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion, motion_channels
 from motarfuse.nn.motion_consistency import CopyPair, FramePair, MotionConsistencyLoss
@@ -26,6 +27,7 @@ __all__ = [
     "FusionEncoder",
     "GatedFusion",
     "IdLoss",
+    "LocalAppearance",
     "Mlp",
     "MotionAttention",
     "MotionConsistencyLoss",

@@ -253,6 +253,7 @@ class PartDecoder(nn.Module):
         frame_mask: Tensor | None = None,
         frame_index: Tensor | None = None,
         *,
+        appearance: Tensor | None = None,
         counted: Tensor | None = None,
     ) -> tuple[Tensor, list[PartState]]:
         """Finds the parts.
@@ -261,6 +262,7 @@ class PartDecoder(nn.Module):
             tokens: (B, T, N, D).
             frame_mask: (B, T) booleans, False for frames that are padding; None: all are there.
             frame_index: (B, T) integers, when each frame was taken; None: 0..T-1.
+            appearance: (B, T, N, D) of the cells, such as `LocalAppearance` gives, added to what the heads read.
             counted: (B,) booleans, False for samples that leave canonical posture and statistics alone in training,
                 such as changed copies; None: all count.
 
@@ -275,7 +277,10 @@ class PartDecoder(nn.Module):
         if frame_index is None:
             frame_index = torch.arange(frames, device=tokens.device).expand(batch, frames)
         statistics_mask = frame_mask if counted is None else frame_mask & counted[:, None]
+        if appearance is not None and appearance.shape != tokens.shape:
+            raise ValueError(f"appearance must be {tuple(tokens.shape)} as tokens, got {tuple(appearance.shape)}")
         flat = self.token_norm(tokens.flatten(0, 1))
+        seen = flat if appearance is None else flat + appearance.flatten(0, 1)
         parts = self.queries.expand(batch * frames, -1, -1)
         states: list[PartState] = []
         for layer in self.layers:
@@ -283,7 +288,7 @@ class PartDecoder(nn.Module):
             parts = layer(parts, flat, *motions)
             last = len(states) == len(self.layers) - 1
             states.append(
-                self._read(self.norm(parts), flat, frame_mask, frame_index, statistics_mask if last else None)
+                self._read(self.norm(parts), seen, frame_mask, frame_index, statistics_mask if last else None)
             )
         return self.norm(parts).unflatten(0, (batch, frames)), states
 

@@ -14,6 +14,7 @@ from motarfuse.data import CopiedBatch, OccludedCopy, OccludedCopyConfig
 from motarfuse.data.warp import control_points
 from tests.data.test_warp import SIZE, _bent, _pixel_centers, _points, _seeded
 
+ALWAYS = OccludedCopy(OccludedCopyConfig(occluder_probability=1.0))
 STILL: dict[str, Any] = {"rotation_degrees": 0.0, "scale": 1.0, "shift": 0.0, "bend": 0.0}
 
 
@@ -22,7 +23,7 @@ def _images(count: int, size: tuple[int, int] = SIZE, seed: int = 0) -> Tensor:
 
 
 def _copy(images: Tensor, seed: int = 0, **settings: Any) -> CopiedBatch:
-    return OccludedCopy(OccludedCopyConfig(**settings))(images, _seeded(seed))
+    return OccludedCopy(OccludedCopyConfig(**{"occluder_probability": 1.0, **settings}))(images, _seeded(seed))
 
 
 def test_a_copy_of_no_strength_is_the_image_and_its_warp_the_identity() -> None:
@@ -139,7 +140,7 @@ def test_patches_come_from_other_identities_of_the_batch() -> None:
     labels = torch.arange(1000) % 5
     colors = torch.tensor([-0.77, -0.33, 0.11, 0.55, 0.99])
     images = colors[labels][:, None, None, None].expand(-1, 3, 16, 8).contiguous()
-    copy = OccludedCopy()(images, _seeded(0), labels=labels)
+    copy = ALWAYS(images, _seeded(0), labels=labels)
     donors = _donor_of(copy, colors)
     pasted = donors >= 0
     assert 0.25 < pasted.float().mean() < 0.42  # a third of the occluders
@@ -162,31 +163,31 @@ def test_patches_come_from_the_given_donors_of_other_identities() -> None:
     colors = torch.tensor([-0.77, 0.11, 0.55])
     donors = colors[:, None, None, None].expand(-1, 3, 16, 8).contiguous()
     images = torch.full((180, 3, 16, 8), 0.9)
-    copy = OccludedCopy()(images, _seeded(0), donors=donors, labels=labels, donor_labels=donor_labels.tolist())
+    copy = ALWAYS(images, _seeded(0), donors=donors, labels=labels, donor_labels=donor_labels.tolist())
     found = _donor_of(copy, colors)
     assert set(found[labels == 0].tolist()) == {-1, 1, 2}
     assert set(found[labels == 1].tolist()) == {-1, 0}
     assert set(found[labels == 2].tolist()) == {-1, 0, 1, 2}
-    free = _donor_of(OccludedCopy()(images, _seeded(0), donors=donors), colors)
+    free = _donor_of(ALWAYS(images, _seeded(0), donors=donors), colors)
     assert set(free.tolist()) == {-1, 0, 1, 2}
 
 
 def test_without_another_identity_a_texture_is_pasted() -> None:
     images = torch.full((120, 3, 16, 8), 0.123)
-    with_others = OccludedCopy()(images, _seeded(0))
-    alone = OccludedCopy()(images, _seeded(0), labels=[7] * 120)
+    with_others = ALWAYS(images, _seeded(0))
+    alone = ALWAYS(images, _seeded(0), labels=[7] * 120)
     patch = _donor_of(with_others, torch.tensor([0.123])) == 0
     assert patch.sum() > 20
     assert (_donor_of(alone, torch.tensor([0.123])) == -1).all()
     assert alone.covered.any(2).any(1).all()
-    assert _donor_of(OccludedCopy()(images[:1], _seeded(2)), torch.tensor([0.123])) == -1
+    assert _donor_of(ALWAYS(images[:1], _seeded(2)), torch.tensor([0.123])) == -1
 
 
 def test_patches_show_people_undistorted_and_from_inside_their_crop() -> None:
     # A donor whose colours are its own coordinates tells where each pixel of a patch comes from.
     x, y = _pixel_centers(SIZE).float().T.reshape(2, *SIZE)
     donor = torch.stack([x, y, torch.full_like(x, 0.777)])[None]
-    copy = OccludedCopy()(_images(120), _seeded(0), donors=donor)
+    copy = ALWAYS(_images(120), _seeded(0), donors=donor)
     flat = (copy.images[:, 2] - 0.777).abs() < 1e-5
     patches = ((flat | ~copy.covered).all(2).all(1)).nonzero().squeeze(1)
     assert len(patches) > 25
@@ -242,8 +243,8 @@ def test_equal_generator_states_give_equal_copies_on_any_number_of_threads() -> 
 def test_a_gpu_makes_the_same_copies() -> None:
     images = _images(64)
     labels = torch.arange(64) // 4
-    here = OccludedCopy()(images, _seeded(0), labels=labels)
-    there = OccludedCopy()(images.cuda(), _seeded(0), labels=labels)
+    here = ALWAYS(images, _seeded(0), labels=labels)
+    there = ALWAYS(images.cuda(), _seeded(0), labels=labels)
     assert there.images.is_cuda
     assert there.covered.is_cuda
     points = _points(64, dtype=torch.float32)
@@ -270,7 +271,7 @@ def test_settings_do_not_change_how_many_random_numbers_are_taken() -> None:
 
 
 def test_an_empty_batch_gives_an_empty_copy() -> None:
-    copy = OccludedCopy()(torch.zeros(0, 3, *SIZE), _seeded(0), labels=[])
+    copy = ALWAYS(torch.zeros(0, 3, *SIZE), _seeded(0), labels=[])
     assert copy.images.shape == (0, 3, *SIZE)
     assert copy.covered.shape == (0, *SIZE)
     assert copy.warp(torch.zeros(0, 7, 2)).shape == (0, 7, 2)

@@ -81,6 +81,19 @@ def test_layer_decay_bias_rate_and_weight_decay_follow_the_rules() -> None:
         assert rules[f"model.backbone.{name}"] == (0.5**5, 0.01)
 
 
+def test_what_is_learned_as_rows_of_vectors_is_not_decayed_as_a_matrix() -> None:
+    model = build_model("motar_fuse", size="nano", image_size=(32, 16))
+    config = OptimConfig(weight_decay=0.1, vector_weight_decay=0.0)
+    decays = {
+        name: group["weight_decay"]
+        for group in parameter_groups(model, torch.nn.Module(), config)
+        for name in group["names"]
+    }
+    for name in ("decoder.queries", "decoder.heads.anchors", "fusion.types", "fusion.hybrid", "backbone.pos_embed"):
+        assert decays[f"model.{name}"] == 0, name
+    assert decays["model.appearance.conv1.weight"] == decays["model.decoder.heads.part_of_mask.weight"] == 0.1
+
+
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_optimizer_state_moves_to_a_new_optimizer_bit_for_bit(name: str) -> None:
     def trained(steps: int, state: dict[str, torch.Tensor] | None, weights: dict | None) -> tuple[dict, dict]:
