@@ -19,8 +19,12 @@ from motarfuse.engine.logs import read_log
 from motarfuse.errors import DataError
 
 METRICS = {"mAP": "mAP", "rank1": "Rank-1", "mINP": "mINP"}
-Basis = Literal["steps", "time"]
-BASES: dict[Basis, str] = {"steps": "equal steps", "time": "equal wall time"}
+Basis = Literal["steps", "time", "feature"]
+BASES: dict[Basis, str] = {
+    "steps": "equal steps",
+    "time": "equal wall time",
+    "feature": "equal steps, by the feature alone",
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ class Difference:
     """A - B of two rows on a set, over the seeds that both have.
 
     Attributes:
-        study, name, metric, basis: Where, on which set, of what, at equal steps or at equal wall time.
+        study, name, metric, basis: Where, on which set, of what, at equal steps or wall time by the rows' own scores,
+            or at equal steps by the feature alone.
         first, second: A and B.
         seeds: Those that both have.
         steps, seconds: What each was read at.
@@ -185,14 +190,19 @@ class Results:
         return seconds, steps
 
     def differences(self, study: str) -> list[Difference]:
-        """Every pair on every set and metric, at equal steps and, for the sets evaluated while training, wall time."""
+        """Every pair, set and metric: at equal steps, and for the sets evaluated while training at equal wall time.
+
+        Pairs with a row whose own score is not the feature's are compared by the feature alone as well.
+        """
         found = []
         sets = self.comparison.studies[study]
         for first, second in self.comparison.pairs:
             timed = self.budget(study, [first, second])
+            finished = [result for row in (first, second) for result in self.of(study, row, done=True)]
+            other_scores = any(result.score != "feature" for result in finished)
             for name in sets.sets:
                 for basis in BASES:
-                    if basis == "steps" or name in sets.trained:
+                    if basis == "steps" or (name in sets.trained and (basis == "time" or other_scores)):
                         found += [
                             self._difference(study, name, metric, basis, first, second, timed) for metric in METRICS
                         ]
@@ -226,7 +236,8 @@ class Results:
             return Difference(*where, reason="not evaluated")
         values, pids, seconds = [], [], []
         for side, results in zip(readings, sides, strict=True):
-            queries = [reading.queries[results[seed].score] for reading, seed in zip(side, seeds, strict=True)]  # type: ignore[union-attr]
+            scores = ["feature" if basis == "feature" else results[seed].score for seed in seeds]
+            queries = [reading.queries[score] for reading, score in zip(side, scores, strict=True)]  # type: ignore[union-attr]
             values.append([one[metric] for one in queries])
             pids += [one["pid"] for one in queries]
             times = [reading.seconds for reading in side if reading is not None and reading.seconds is not None]

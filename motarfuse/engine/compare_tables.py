@@ -191,6 +191,7 @@ def study_tables(results: Results, study: str, differences: Sequence[Difference]
     found = [
         score_table(results, study, names, f"{study}, final weights"),
         difference_table(results, study, differences, "steps"),
+        difference_table(results, study, differences, "feature"),
         time_table(results, study, names),
         difference_table(results, study, differences, "time"),
         curve_table(results, study),

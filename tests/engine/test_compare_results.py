@@ -103,6 +103,34 @@ def test_the_headline_is_the_configured_score_and_auto_the_sum_where_there_are_p
     assert results.runs[comparison.runs[0].name].score == "parts"
 
 
+def test_rows_with_other_scores_are_compared_by_the_feature_alone_as_well(tmp_path: Path) -> None:
+    comparison = load(tmp_path)
+    for run in comparison.of("drawn"):
+        finish(comparison, run, scores={"feature": 0.0, "parts": -0.1, "sum": 0.1} if run.row == "tuned" else None)
+    results = Results(comparison)
+    found = {
+        one.basis: one.found for one in results.differences("drawn") if (one.second, one.metric) == ("default", "mAP")
+    }
+    assert set(found) == {"steps", "time", "feature"}
+    readings = [results.runs[f"drawn/{row}/0"].readings["plain"][300] for row in ("tuned", "default")]
+    for basis, score in (("steps", "sum"), ("feature", "feature")):
+        one = found[basis]
+        assert one is not None
+        assert one.per_seed[0] == pytest.approx(readings[0].value(score, "mAP") - readings[1].value("feature", "mAP"))
+    tables = {table.caption for table in study_tables(results, "drawn", results.differences("drawn"))}
+    assert "Differences at equal steps, by the feature alone" in tables
+
+
+def test_rows_scored_by_the_feature_are_compared_once(tmp_path: Path) -> None:
+    comparison = load(tmp_path)
+    for run in comparison.of("drawn"):
+        finish(comparison, run)
+    results = Results(comparison)
+    assert {one.basis for one in results.differences("drawn")} == {"steps", "time"}
+    tables = {table.caption for table in study_tables(results, "drawn", results.differences("drawn"))}
+    assert "Differences at equal steps, by the feature alone" not in tables
+
+
 def test_tables_hold_every_value_and_say_what_was_not_run(tmp_path: Path) -> None:
     comparison = load(tmp_path)
     for run in comparison.select(["drawn/tuned", "drawn/default/0", "real/tuned/0"]):
