@@ -139,6 +139,30 @@ def test_seed_and_weights_of_the_encoder_do_not_depend_on_the_switches() -> None
     assert torch.equal(weight(), weight(local_appearance=False))
 
 
+@torch.no_grad()
+def test_what_the_heads_are_told_of_appearance_does_not_know_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    told: list[Tensor] = []
+    decoder = model.decoder.forward
+
+    def listening(*args: Any, **options: Any) -> Any:
+        told.append(options["appearance"])
+        return decoder(*args, **options)
+
+    monkeypatch.setattr(model.decoder, "forward", listening)
+    people = images()
+    model(people)
+    model.backbone.pos_embed.normal_()
+    model(people)
+    assert torch.equal(told[0], told[1])
+    patch = model.backbone.patch_embed.proj.kernel_size[0]
+    model(people.roll(patch, dims=2))
+    rows, columns = model.backbone.grid
+    here, there = (tensor.unflatten(2, (rows, columns)) for tensor in (told[0], told[2]))
+    # Two convolutions see two cells around; what came around by rolling is left out, borders look alike in width.
+    torch.testing.assert_close(there[:, :, 3 : rows - 2], here[:, :, 2 : rows - 3])
+
+
 SWITCHES: list[tuple[dict[str, Any], Callable[[MotarFuse], bool]]] = [
     ({"adapter": False}, lambda model: model.backbone.adapters is None),
     ({"fusion_encoder": False}, lambda model: model.fusion is None and model.alpha is None),

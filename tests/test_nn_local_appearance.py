@@ -61,6 +61,13 @@ def test_gradients_reach_the_patches_and_every_parameter() -> None:
     assert torch.autograd.gradcheck(module, (cells.detach().requires_grad_(),), fast_mode=True)
 
 
+def test_patches_that_do_not_fill_the_grid_are_refused() -> None:
+    module = appearance()
+    for shape in ((2, 47, DIM), (48, DIM)):
+        with pytest.raises(ValueError, match=r"patches must be \(F, 48, D\)"):
+            module(torch.zeros(shape, dtype=torch.float64))
+
+
 @torch.no_grad()
 def test_heads_read_it_beside_the_tokens_and_attention_does_not() -> None:
     torch.manual_seed(0)

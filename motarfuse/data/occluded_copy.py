@@ -146,10 +146,11 @@ class OccludedCopy:
         x~ = paste(x o W),   (x o W)(u) = x(W(u)), bilinear, border-padded
 
     W is a rotation by up to ``rotation_degrees``, a scaling and a shift after a thin-plate spline bend (`Warp`, which
-    says how folds are ruled out). The occluder hides ``area_min`` to ``area_max`` of the crop's pixels, counted, is
-    anywhere and may reach over the border. A third each are textures (stripes, checks or noise in any two colours),
-    objects (posts, ellipses, boxes with round corners, foliage; shaded), and patches of other people (a window of
-    another image or an upright ellipse about its middle, freely scaled). Painted colours are in [-1, 1].
+    says how folds are ruled out). With ``occluder_probability`` an occluder hides ``area_min`` to ``area_max`` of the
+    crop's pixels, counted, is anywhere and may reach over the border. A third each are textures (stripes, checks or
+    noise in any two colours), objects (posts, ellipses, boxes with round corners, foliage; shaded), and patches of
+    other people (a window of another image or an upright ellipse about its middle, freely scaled). Painted colours are
+    in [-1, 1].
 
     The result depends on the arguments and on the generator's state alone. Every image takes the same number of random
     numbers whatever the settings, and none depends on the images' device: a generator on the CPU and labels on the CPU

@@ -159,8 +159,8 @@ class Results:
         mean = float(np.mean(list(values.values())))
         return Cell(mean, values, step or results[0].run.steps, median(seconds) if seconds else None)
 
-    def budget(self, study: str, rows: Sequence[str]) -> tuple[float, dict[str, int | None]] | None:
-        """Equal wall time of some rows: the time that all of them had, and the step at which each is read.
+    def budget(self, study: str, rows: Sequence[str], name: str) -> tuple[float, dict[str, int | None]] | None:
+        """Equal wall time of some rows: the time that all of them had, and the step at which each is read on a set.
 
         A row's time for a step is the median over its seeds of the whole training's time over its steps. The budget is
         the whole training of the fastest row; the others are read at their last evaluation within it (None: there is
@@ -183,9 +183,7 @@ class Results:
         steps: dict[str, int | None] = {}
         for row, rate in rates.items():
             results = self.of(study, row, done=True)
-            common = set.intersection(
-                *(set(result.readings[name]) for result in results for name in self.comparison.studies[study].trained)
-            )
+            common = set.intersection(*(set(result.readings[name]) for result in results))
             steps[row] = max((step for step in common if step * rate <= seconds * (1 + 1e-9)), default=None)
         return seconds, steps
 
@@ -197,10 +195,10 @@ class Results:
         found = []
         sets = self.comparison.studies[study]
         for first, second in self.comparison.pairs:
-            timed = self.budget(study, [first, second])
             finished = [result for row in (first, second) for result in self.of(study, row, done=True)]
             other_scores = any(result.score != "feature" for result in finished)
             for name in sets.sets:
+                timed = self.budget(study, [first, second], name) if name in sets.trained else None
                 for basis in BASES:
                     if basis == "steps" or (name in sets.trained and (basis == "time" or other_scores)):
                         found += [

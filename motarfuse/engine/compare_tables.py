@@ -95,17 +95,26 @@ def score_table(results: Results, study: str, names: Sequence[str], caption: str
 
 def time_table(results: Results, study: str, names: Sequence[str]) -> Table | None:
     """Rows by sets at equal wall time; None where nothing is finished."""
-    timed = results.budget(study, results.comparison.rows)
-    if timed is None:
+    timed = {name: results.budget(study, results.comparison.rows, name) for name in names}
+    steps = {name: found[1] for name, found in timed.items() if found is not None}
+    if not steps:
         return None
-    seconds, steps = timed
+    seconds = next(found[0] for found in timed.values() if found is not None)
     rows = []
     for row in results.comparison.rows:
-        step = steps.get(row)
-        cells = [results.cell(study, row, name, "mAP", step=step) if step else Cell(None) for name in names]
-        values = [percent(cell.value) if step or row not in steps else "none in time" for cell in cells]
-        spent = cells[0].seconds
-        rows.append([row, *values, str(step or ""), "" if spent is None else f"{spent:.0f}"])
+        read = [steps.get(name, {}).get(row) for name in names]
+        cells = [
+            results.cell(study, row, name, "mAP", step=step) if step else Cell(None)
+            for name, step in zip(names, read, strict=True)
+        ]
+        values = [
+            percent(cell.value) if step or row not in steps.get(name, {}) else "none in time"
+            for name, step, cell in zip(names, read, cells, strict=True)
+        ]
+        # One step for all sets, unless a set joined later and has the final weights alone.
+        at = " and ".join(dict.fromkeys(str(step) for step in read if step))
+        spent = [f"{value:.0f}" for value in dict.fromkeys(cell.seconds for cell in cells) if value is not None]
+        rows.append([row, *values, at, " and ".join(spent)])
     note = (
         f"Every row at its last evaluation within {seconds:.0f} s of training, the whole training of the fastest row; "
         "mAP in per cent."
@@ -114,7 +123,7 @@ def time_table(results: Results, study: str, names: Sequence[str]) -> Table | No
 
 
 def difference_table(results: Results, study: str, differences: Iterable[Difference], basis: Basis) -> Table:
-    """Pairs and sets by metrics, at equal steps or equal wall time; sets of the curve alone are left to the CSV."""
+    """Pairs and sets by metrics, on one basis; sets of the curve alone are left to the CSV."""
     grouped: dict[tuple[str, str, str], dict[str, Difference]] = {}
     left: dict[str, None] = {}
     for one in differences:

@@ -65,6 +65,9 @@ class CanonicalPosture(nn.Module):
         keypoints: (L, 2) buffer.
         affines: (L, 2, 2) buffer.
 
+    Shapes: :meth:`align` keypoints (F, L, 2), affines (F, L, 2, 2), visibility (F, L) -> `AlignedPosture`;
+    :meth:`displacement` cells (N, 2), masks (F, L, N) and a posture -> (F, N, 2).
+
     Source: this project's reading of MOTAR-FUSE (Ling et al. 2025); the affine motion of parts is that of Siarohin et
     al. 2019 with the canonical posture for their reference frame.
     """

@@ -43,6 +43,9 @@ class FusionEncoder(nn.Module):
         mlp_ratio: Hidden width of the MLPs over D.
         eps: Epsilon of the layer norms.
 
+    Shapes: tokens (B, T, N, D), class token (B, T, D), parts (B, T, L, D) -> hybrid token (B, T, D),
+    fused tokens (B, T, N, D).
+
     Source: this project's reading of the fusion encoder of MOTAR-FUSE (Ling et al. 2025).
     """
 

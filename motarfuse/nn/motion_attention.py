@@ -173,7 +173,9 @@ class MotionAttention(nn.Module):
 
 
 class MotionCrossAttention(nn.Module):
-    """Multi-head attention from tokens to a context, with the bias of `MotionAttention`.
+    """Multi-head attention from tokens x to a context y: out = proj(softmax(q(x) k(y)^T / sqrt(d) + bias) v(y)).
+
+    bias_ij = -lambda_h |m_i - m_j|^2 / 2 + gamma_h log of the key's foreground + ..., as in `MotionAttention`.
 
     Args:
         dim: Width D of the tokens.

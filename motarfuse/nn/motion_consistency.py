@@ -86,6 +86,8 @@ class MotionConsistencyLoss(nn.Module):
         num_classes: Training identities, for L_part; None leaves L_part to its triplet.
         flow, occ, eq, inv, rec, part, div: Weights.
 
+    Shapes: states of F frames, L parts and N = h w cells, B pairs, feature (B, D) -> scalar and scalars by name.
+
     Source: this project's reading of the motion consistency task of MOTAR-FUSE (Ling et al. 2025); the parts' affine
     motion and the equivariance follow Siarohin et al. 2020.
     """

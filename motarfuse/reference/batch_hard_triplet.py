@@ -40,12 +40,16 @@ def batch_hard_triplet(
 def hardest(
     features: torch.Tensor, labels: torch.Tensor, metric: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Indices (B,) of each anchor's farthest positive and nearest negative, and which anchors have both."""
+    """Indices (B,) of each anchor's farthest positive and nearest negative, and which anchors have both.
+
+    Cosine takes features of length 1 or 0.
+    """
+    # Differences, not a product of matrices, whose rounding depends on the place and breaks the ties of duplicates.
+    distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     if metric == "cosine":
-        distance = 1 - features @ features.T
-    else:
-        # Differences, not |a|^2 + |b|^2 - 2ab, which cancels for near duplicates and breaks their ties by rounding.
-        distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+        # 1 - cos = |a - b|^2 / 2 between unit vectors; zero vectors have cosine 0 with all.
+        zero = ~features.any(1)
+        distance = (0.5 * distance.square()).masked_fill(zero[:, None] | zero[None, :], 1.0)
     same = labels[:, None] == labels[None, :]
     is_positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positive = distance.masked_fill(~is_positive, -torch.inf).argmax(1)

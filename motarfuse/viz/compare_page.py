@@ -39,14 +39,16 @@ READING = (
     "seeds that both rows have, and its {confidence:g} % interval comes from resampling the query identities, all "
     "queries of a person together: <b>better</b> means that the interval lies above zero, <b>worse</b> below. It "
     "speaks of other people, not of other trainings, and is not corrected for the number of comparisons. Fewer than "
-    "{least} identities give no interval."
+    "{least} identities give no interval. The score is the row's own: the feature's cosine, or the sum with the part "
+    "score where there are parts; such rows are compared by the feature alone as well."
 )
 TIME = (
     "Equal wall time is read from the same runs: a row's time for a step is the median over its seeds of the whole "
     "training's time over its steps (evaluations left out); the budget is the whole training of the faster row; the "
     "slower one is read at its last evaluation within it, so that rounding never favours the slower row. It is then in "
     "the middle of its learning-rate schedule and the faster row at the end of its own, which favours the faster row "
-    "further. In the table of all rows the budget is that of the fastest of them."
+    "further. In the table of all rows the budget is that of the fastest of them. Pre-training in another study is not "
+    "counted."
 )
 
 

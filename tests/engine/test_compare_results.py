@@ -29,9 +29,9 @@ def test_equal_wall_time_reads_each_row_at_its_last_evaluation_within_the_fastes
         # tuned takes 1 s a step, default 0.5 (150 s in all), wide 0.99: 150 s are its step 151.
         finish(comparison, run, seconds_per_step={"tuned": 1.0, "default": 0.5, "wide": 0.99}[run.row])
     results = Results(comparison)
-    budget = results.budget("drawn", comparison.rows)
+    budget = results.budget("drawn", comparison.rows, "plain")
     assert budget == (150.0, {"tuned": 150, "default": 300, "wide": 150})
-    assert results.budget("drawn", ["tuned", "wide"]) == (297.0, {"tuned": 250, "wide": 300})
+    assert results.budget("drawn", ["tuned", "wide"], "plain") == (297.0, {"tuned": 250, "wide": 300})
     one = next(one for one in results.differences("drawn") if one.basis == "time" and one.second == "default")
     assert (one.steps, one.seconds) == ((150, 300), (150.0, 150.0))
     assert one.found is not None
@@ -48,13 +48,31 @@ def test_a_row_without_any_evaluation_in_time_says_so(tmp_path: Path) -> None:
     for run in comparison.of("drawn"):
         finish(comparison, run, seconds_per_step=10.0 if run.row == "tuned" else 0.5)
     results = Results(comparison)
-    budget = results.budget("drawn", comparison.rows)
+    budget = results.budget("drawn", comparison.rows, "plain")
     assert budget is not None
     assert budget[1]["tuned"] is None
     reasons = {one.reason for one in results.differences("drawn") if one.basis == "time"}
     assert reasons == {"no evaluation within the time of the faster row"}
     tables = {table.caption: table for table in study_tables(results, "drawn", results.differences("drawn"))}
     assert tables["Equal wall time"].rows[0][1] == "none in time"
+
+
+def test_a_set_that_joined_later_leaves_the_others_their_wall_time(tmp_path: Path) -> None:
+    comparison = load(tmp_path)
+    late = list(comparison.studies["real"].trained)[-1]
+    for run in comparison.of("real"):
+        finish(comparison, run, seconds_per_step=1.0 if run.row == "tuned" else 0.5)
+        path = run.folder / "evaluations" / "history.jsonl"
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["name"] != late]
+        path.write_text("".join(line + "\n" for line in kept))
+    results = Results(comparison)
+    plain, joined = (results.budget("real", ["tuned", "default"], name) for name in ("plain", late))
+    assert plain == (150.0, {"tuned": 150, "default": 300})
+    assert joined == (150.0, {"tuned": None, "default": 300})
+    tables = {table.caption: table for table in study_tables(results, "real", results.differences("real"))}
+    rows = {row[0]: row for row in tables["Equal wall time"].rows}
+    assert rows["tuned"][1] != "none in time"
+    assert rows["tuned"][2:4] == ["none in time", "150"]
 
 
 def test_differences_are_paired_over_the_seeds_that_both_rows_have(tmp_path: Path) -> None:

@@ -42,12 +42,15 @@ def check_half_types(function: Function, *inputs: torch.Tensor) -> None:
 
 
 def check_strides(function: Function, *inputs: torch.Tensor) -> None:
-    """Views with other strides give what their contiguous copies give, gradients included."""
-    views = [_scattered(tensor).requires_grad_() for tensor in inputs]
-    copies = [view.detach().contiguous().requires_grad_() for view in views]
-    got, wanted = (results(function, *tensors) for tensors in (views, copies))
-    for one, other in zip(_with_gradients(got, views), _with_gradients(wanted, copies), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    """Views with other strides, broadcast ones included, give what contiguous copies give, with gradients."""
+    scattered = [_scattered(tensor) for tensor in inputs]
+    broadcast = [tensor.detach()[:1].expand(tensor.shape) for tensor in inputs]
+    for chosen in (scattered, *([*scattered[:k], broadcast[k], *scattered[k + 1 :]] for k in range(len(inputs)))):
+        views = [tensor.detach().requires_grad_() for tensor in chosen]
+        copies = [tensor.detach().contiguous().requires_grad_() for tensor in chosen]
+        got, wanted = (results(function, *tensors) for tensors in (views, copies))
+        for one, other in zip(_with_gradients(got, views), _with_gradients(wanted, copies), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def _scattered(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from motarfuse import ops
+from motarfuse.reference.batch_hard_triplet import hardest
 from tests.ops.operator_cases import check_gradients, check_strides, normal
 
 LABELS = torch.tensor([4, 7, 4, 1, 7, 4])
@@ -16,7 +17,7 @@ LABELS = torch.tensor([4, 7, 4, 1, 7, 4])
 
 def distance(a: torch.Tensor, b: torch.Tensor, metric: str) -> torch.Tensor:
     if metric == "cosine":
-        return 1 - torch.dot(a, b) / (a.norm() * b.norm())
+        return 1 - torch.dot(a, b) / (a.norm() * b.norm()).clamp(min=1e-12)
     return (a - b).square().sum().clamp(min=1e-12).sqrt()
 
 
@@ -75,6 +76,27 @@ def test_ties_take_the_lowest_index() -> None:
     (gradient,) = torch.autograd.grad(ops.batch_hard_triplet(features, labels, margin=10.0), features)
     wanted = by_brute_force(features, labels, 10.0, "euclidean")
     torch.testing.assert_close(gradient, torch.autograd.grad(wanted, features)[0])
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_of_exact_duplicates_the_first_is_taken(metric: str) -> None:
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        count, dim = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((5, 12), (100, 200)))
+        people = torch.nn.functional.normalize(torch.randn(4, dim, generator=generator), dim=1)
+        chosen = torch.randint(0, 4, (count,), generator=generator)  # rows of people: many are exact duplicates
+        positive, negative, valid = hardest(people[chosen], chosen // 2, metric)
+        for anchor in valid.nonzero()[:, 0].tolist():
+            for index in (int(positive[anchor]), int(negative[anchor])):
+                equal = [k for k in range(count) if chosen[k] == chosen[index] and k != anchor]
+                assert index == equal[0], (seed, anchor)
+
+
+def test_zero_vectors_have_cosine_zero_with_all() -> None:
+    features = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.3, 1.0], [0.0, -1.0]], dtype=torch.float64)
+    labels = torch.tensor([0, 0, 0, 1])
+    got = ops.batch_hard_triplet(features, labels, metric="cosine", margin=0.5)
+    torch.testing.assert_close(got, by_brute_force(features, labels, 0.5, "cosine"))
 
 
 def test_equal_features_have_zero_gradients_not_infinite_ones() -> None:
