@@ -11,7 +11,7 @@ import pytest
 
 from motarfuse.engine.bootstrap import paired_bootstrap
 from motarfuse.engine.compare import Comparison, load_comparison
-from motarfuse.engine.compare_results import Results
+from motarfuse.engine.compare_results import Basis, Results
 from motarfuse.engine.compare_tables import markdown, study_tables, write_tables
 from motarfuse.errors import DataError
 from tests.engine.fake_compare import finish, write_file
@@ -131,7 +131,8 @@ def test_rows_with_other_scores_are_compared_by_the_feature_alone_as_well(tmp_pa
     }
     assert set(found) == {"steps", "time", "feature"}
     readings = [results.runs[f"drawn/{row}/0"].readings["plain"][300] for row in ("tuned", "default")]
-    for basis, score in (("steps", "sum"), ("feature", "feature")):
+    scores: dict[Basis, str] = {"steps": "sum", "feature": "feature"}
+    for basis, score in scores.items():
         one = found[basis]
         assert one is not None
         assert one.per_seed[0] == pytest.approx(readings[0].value(score, "mAP") - readings[1].value("feature", "mAP"))
