@@ -349,6 +349,21 @@ def test_torch_export_of_inference_takes_any_batch(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @torch.no_grad()
+def test_torch_export_of_clips_reads_mask_and_times() -> None:
+    model = network(scope="clip")
+    clip = torch.stack((images(seed=1), images(seed=2), images(seed=3)), 1)
+    index = torch.tensor([[0, 1, 2], [3, 5, 9]])
+    masks = torch.tensor([[[True, True, True], [True, True, False]], [[True, False, True], [True, True, True]]])
+    program = torch.export.export(model, (clip,), {"frame_mask": masks[0], "frame_index": index}).module()
+    for mask, times in ((masks[0], index), (masks[1], 2 * index)):
+        expected = model(clip, frame_mask=mask, frame_index=times)
+        found = program(clip, frame_mask=mask, frame_index=times)
+        for name in VALUES:
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
 def test_torch_compile_of_inference_has_one_graph_and_agrees() -> None:
     model = network()
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
