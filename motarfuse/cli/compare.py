@@ -10,8 +10,17 @@ from motarfuse import console
 from motarfuse.engine.compare import Comparison, load_comparison
 from motarfuse.engine.compare_file import CompareFile, StudyData, StudyFile
 from motarfuse.engine.compare_results import Results
-from motarfuse.engine.compare_runs import Progress, check_unchanged, duration, estimate_seconds, execute, run_state
+from motarfuse.engine.compare_runs import (
+    Progress,
+    check_unchanged,
+    duration,
+    estimate_seconds,
+    execute,
+    missing_data,
+    run_state,
+)
 from motarfuse.engine.compare_tables import progress_text, write_tables
+from motarfuse.errors import DataError
 from motarfuse.viz.compare_page import write_page
 
 EPILOG = """
@@ -22,9 +31,9 @@ examples:
   motarfuse compare configs/compare_nano.yaml model.size=small train.steps=3000 --out runs/compare_small
   motarfuse compare configs/compare_nano.yaml --out runs/compare --report-only
 
-Every run lies in OUT/<study>/<row>/<seed>; what was interrupted goes on, and what is done is not repeated, when the
-same command is given again. OUT/results.csv, differences.csv, table.md and compare.html are renewed after every run.
-The exit status is 1 when a training diverged; the other runs are done all the same.
+Every run lies in OUT/<study>/<row>/<seed>, as in OUT/synthped/plain-vit/0; what was interrupted goes on, and what is
+done is not repeated, when the same command is given again. OUT/results.csv, differences.csv, table.md and compare.html
+are renewed after every run. The exit status is 1 when a training diverged; the other runs are done all the same.
 
 Keys of FILE; a misspelt one is an error that names the nearest:
 
@@ -78,11 +87,19 @@ def run(args: argparse.Namespace) -> int:
         check_unchanged(comparison)
         for line in plan_lines(comparison, args.only):
             console.info(line)
+        for line in missing_data(comparison, args.only):
+            console.warn(line)
         return 0
     progress = Progress()
     if args.report_only:
         check_unchanged(comparison)
     else:
+        check_unchanged(comparison)
+        absent = missing_data(comparison, args.only)
+        if absent:
+            raise DataError(
+                f"{'; '.join(absent)}. Nothing was trained; change the file, or its variable with NAME=PATH"
+            )
         progress = execute(comparison, only=args.only, minutes=args.minutes, finished=lambda: write_all(comparison))
     results = write_all(comparison)
     for waiting in progress.waiting:

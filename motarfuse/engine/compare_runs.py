@@ -143,6 +143,21 @@ def estimate_seconds(comparison: Comparison, run: Run, state: RunState) -> float
     return None
 
 
+def missing_data(comparison: Comparison, only: Sequence[str] = ()) -> list[str]:
+    """What the studies of runs that are left to do want to read and is not there, a line a study."""
+    lines = []
+    left = [run for run in comparison.select(only) if run_state(comparison, run).status != "done"]
+    for study in dict.fromkeys(run.study for run in left):
+        sets = comparison.studies[study]
+        places = [sets.given, *sets.trained.values()]
+        # What a comparison writes itself, splits and covered queries, comes with its first run.
+        wanted = [place for place in dict.fromkeys(places) if not Path(place).is_relative_to(comparison.out)]
+        absent = [place for place in wanted if not Path(place).exists()]
+        if absent:
+            lines.append(f"study {study}: {', '.join(absent)}: no such file or folder")
+    return lines
+
+
 def execute(
     comparison: Comparison,
     *,

@@ -146,6 +146,21 @@ def test_changed_rows_missing_data_and_wrong_keys_are_errors_in_one_line(
         assert error.count("\n") == 1, error
 
 
+def test_data_that_are_not_there_are_found_before_anything_is_trained(
+    people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rows.yaml"
+    file.write_text(FILE.replace('  second:\n    data: {root: "${people}"}', "  second:\n    data: {root: no/crops}"))
+    arguments = ["compare", str(file), f"people={people}", *SMALL_MODEL, f"--out={tmp_path / 'out'}"]
+    assert main(arguments) == 2
+    assert "study second: no/crops: no such file or folder" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "first").exists()
+    assert main([*arguments, "--dry-run"]) == 0
+    assert "study second: no/crops" in capsys.readouterr().err
+    assert main([*arguments, "--only=first/*", "--dry-run"]) == 0
+    assert "no/crops" not in capsys.readouterr().err
+
+
 def test_reports_and_plans_train_nothing_and_plans_write_nothing(
     people: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
