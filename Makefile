@@ -16,7 +16,7 @@ CHECKED := motarfuse kernels tools tests benchmarks setup.py
 .PHONY: help demo test lint format types wheel cuda-check bench build doctor clean
 
 help:
-	@echo "make demo        draw people, train, evaluate and report (three and a half minutes on two cores)"
+	@echo "make demo        draw people, train, evaluate and report (about four minutes on two cores)"
 	@echo "make test        the tests; PYTEST_ARGS='-k part_moments' for some of them"
 	@echo "make lint        ruff: rules and format        make format      apply the format"
 	@echo "make types       mypy"
