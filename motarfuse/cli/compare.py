@@ -83,18 +83,15 @@ def _positive(text: str) -> float:
 def run(args: argparse.Namespace) -> int:
     out = args.out or Path("runs") / args.file.stem
     comparison = load_comparison(args.file, out, args.arguments, args.order)
+    check_unchanged(comparison)
     if args.dry_run:
-        check_unchanged(comparison)
         for line in plan_lines(comparison, args.only):
             console.info(line)
         for line in missing_data(comparison, args.only):
             console.warn(line)
         return 0
     progress = Progress()
-    if args.report_only:
-        check_unchanged(comparison)
-    else:
-        check_unchanged(comparison)
+    if not args.report_only:
         absent = missing_data(comparison, args.only)
         if absent:
             raise DataError(
