@@ -8,12 +8,15 @@ VENV ?= .venv
 TORCH ?= $(if $(shell command -v nvidia-smi 2>/dev/null),torch>=2.10,torch==2.13.0)
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
+GPU_RUN_ARGS ?=
+REPORT_ARGS ?=
 
 RUN := $(VENV)/bin/python
 SOURCES := $(shell find csrc -name '*.cpp' -o -name '*.cu' -o -name '*.h') motarfuse/_build.py motarfuse/_toolchain.py
 CHECKED := motarfuse kernels tools tests benchmarks setup.py
 
-.PHONY: help demo test lint format types wheel cuda-check bench build doctor clean
+.PHONY: help demo test lint format types wheel kernel-report bench gpu-run build doctor clean
 
 help:
 	@echo "make demo        draw people, train, evaluate and report (about four minutes on two cores)"
@@ -21,8 +24,11 @@ help:
 	@echo "make lint        ruff: rules and format        make format      apply the format"
 	@echo "make types       mypy"
 	@echo "make wheel       build a wheel, install it in a clean environment and call it there"
-	@echo "make cuda-check  compile every .cu and fail on register spills (needs nvcc, no GPU)"
-	@echo "make bench       the benchmarks"
+	@echo "make kernel-report  compile every kernel without a GPU and fail on regressions;"
+	@echo "                 REPORT_ARGS='--only part_moments --arch 90', REPORT_ARGS=--update writes the table"
+	@echo "make bench       the benchmarks; BENCH_ARGS='-k motion_attention --device cuda' for some of them"
+	@echo "make gpu-run     with an NVIDIA GPU: build, GPU tests, compute-sanitizer and benchmarks in nine minutes, no network;"
+	@echo "                 GPU_RUN_ARGS='--only motion_attention --limit 5', GPU_RUN_ARGS=--dry-run shows the plan"
 	@echo "make build       compile the native parts      make doctor      what works here"
 	@echo "make clean       remove $(VENV) and everything built"
 	@echo
@@ -54,11 +60,15 @@ types: $(VENV)/.ready-dev
 wheel: $(VENV)/.ready-test
 	"$(RUN)" tools/check_wheel.py --out dist
 
-cuda-check: $(VENV)/.ready-tensorboard
-	"$(RUN)" tools/check_cuda.py
+kernel-report: $(VENV)/.ready-test
+	"$(RUN)" -m tools.kernel_report $(REPORT_ARGS)
 
 bench: $(VENV)/.ready-bench
-	for file in benchmarks/bench_*.py; do "$(RUN)" -m "benchmarks.$$(basename "$$file" .py)" || exit 1; done
+	"$(RUN)" -m pytest benchmarks/ --benchmark-only $(BENCH_ARGS)
+
+# With the Python at hand and nothing installed: a machine with a GPU may have no network.
+gpu-run:
+	"$(PYTHON)" -m tools.gpu_run $(GPU_RUN_ARGS)
 
 build: $(VENV)/.ready-tensorboard
 	"$(RUN)" -m motarfuse build

@@ -12,18 +12,19 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
-from benchmarks.timing import Call, Clock, append_rows, copy_bandwidth, environment, measure
+from benchmarks.timing import Call, Clock, append_rows, copy_bandwidth, environment, input_copies, measure, row
 from motarfuse import reference
 from motarfuse.ops import part_moments
 
 SHAPES = ((64, 8, (16, 8)), (32, 10, (64, 32)))  # batch, parts, grid
 GPU_SHAPES = (*SHAPES, (512, 8, (16, 8)), (512, 32, (64, 32)))
 TEMPERATURE = 0.1
+PEERS = ("eager", "torch.compile")
 Moments = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Function = Callable[[torch.Tensor, torch.Tensor], Moments]
 
@@ -86,6 +87,28 @@ def compare(functions: dict[str, Function], logits: torch.Tensor, affine: torch.
                 raise AssertionError(f"{name} differs from {next(iter(functions))} by {error:.1e} of {scale:.1e}")
 
 
+def prepare(
+    batch: int, parts: int, grid: tuple[int, int], dtype: torch.dtype, device: torch.device
+) -> dict[str, tuple[dict[str, Call], int]]:
+    """By mode ("fwd" and "full"): the calls of one shape, compared, and the bytes that each must move."""
+    cells = reference.cell_centers(grid, device=device, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(batch, parts, *shape, generator=generator).to(device, dtype)
+
+    bytes_read = batch * parts * len(cells) * 5 * dtype.itemsize
+    copies = input_copies(bytes_read, device)
+    inputs = [(draw(len(cells)).requires_grad_(), draw(len(cells), 2, 2).requires_grad_()) for _ in range(copies)]
+    incoming = [draw(2), draw(2, 2), draw()]
+    functions = implementations(grid, cells, device.type)
+    compare(functions, *inputs[0])
+    forward = {name: forward_call(function, inputs) for name, function in functions.items()}
+    full = {name: full_call(function, inputs, incoming) for name, function in functions.items()}
+    # The backward reads everything once more and writes as much.
+    return {"fwd": (forward, bytes_read), "full": (full, 3 * bytes_read)}
+
+
 def bench(
     batch: int,
     parts: int,
@@ -94,58 +117,27 @@ def bench(
     device: torch.device,
     ceiling: float,
     clock: Clock,
-) -> list[dict[str, str]]:
-    """Rows of one shape, without the columns of the environment."""
-    cells = reference.cell_centers(grid, device=device, dtype=dtype)
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(batch, parts, *shape, generator=generator).to(device, dtype)
-
-    bytes_read = batch * parts * len(cells) * 5 * dtype.itemsize
-    copies = 1
-    if device.type == "cuda":
-        copies = max(1, -(-3 * torch.cuda.get_device_properties(device).L2_cache_size // bytes_read))
-    inputs = [(draw(len(cells)).requires_grad_(), draw(len(cells), 2, 2).requires_grad_()) for _ in range(copies)]
-    incoming = [draw(2), draw(2, 2), draw()]
-    functions = implementations(grid, cells, device.type)
-    compare(functions, *inputs[0])
+) -> Iterator[list[dict[str, str]]]:
+    """Rows of one shape, a mode at a time, without the columns of the environment."""
     shape = f"{batch}x{parts}x{grid[0]}x{grid[1]}"
-    rows: list[dict[str, str]] = []
-    for mode in ("fwd", "full"):
-        calls = {
-            name: forward_call(function, inputs) if mode == "fwd" else full_call(function, inputs, incoming)
-            for name, function in functions.items()
-        }
+    for mode, (calls, size_bytes) in prepare(batch, parts, grid, dtype, device).items():
         timings = measure(calls, device, clock=clock)
-        # The backward reads everything once more and writes as much.
-        least = (bytes_read if mode == "fwd" else 3 * bytes_read) / ceiling
-        best_peer = min(timings["eager"].median, timings["torch.compile"].median)
+        least = size_bytes / ceiling
+        best_peer = min(timings[peer].median for peer in PEERS)
+        rows: list[dict[str, str]] = []
         for name, timing in timings.items():
-            against_eager, against_compiled = (
-                timings[peer].median / timing.median for peer in ("eager", "torch.compile")
-            )
+            against_eager, against_compiled = (timings[peer].median / timing.median for peer in PEERS)
             print(
                 f"{shape:14} {mode:5} {dtype!s:15} {name:14} {timing.median * 1e6:9.1f} us "
                 f"[{timing.p20 * 1e6:.1f}, {timing.p80 * 1e6:.1f}]  {against_eager:5.2f} x eager  "
-                f"{against_compiled:5.2f} x compiled  {least / timing.median:.2f} of copy"
+                f"{against_compiled:5.2f} x compiled  {least / timing.median:.2f} of copy",
+                flush=True,
             )
+            fraction, ratio = least / timing.median, best_peer / timing.median
             rows.append(
-                {
-                    "operator": "part_moments",
-                    "implementation": name,
-                    "mode": mode,
-                    "shape": shape,
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "median": f"{timing.median * 1e6:.1f}",
-                    "p20": f"{timing.p20 * 1e6:.1f}",
-                    "p80": f"{timing.p80 * 1e6:.1f}",
-                    "unit": "us",
-                    "fraction_of_ceiling": f"{least / timing.median:.3f}",
-                    "ratio_to_best_peer": f"{best_peer / timing.median:.2f}",
-                }
+                row("part_moments", name, mode, shape, dtype, timing.scaled(1e6), fraction=fraction, ratio=ratio)
             )
-    return rows
+        yield rows
 
 
 def main() -> int:
@@ -166,9 +158,9 @@ def main() -> int:
     print(f"{where['device']}; copy {ceiling / 1e9:.1f} GB/s")
     for name in args.dtypes.split(","):
         for batch, parts, grid in GPU_SHAPES if device.type == "cuda" else SHAPES:
-            rows = bench(batch, parts, grid, getattr(torch, name), device, ceiling, clock)
-            if args.csv:
-                append_rows(args.csv, [{**row, **where} for row in rows])
+            for rows in bench(batch, parts, grid, getattr(torch, name), device, ceiling, clock):
+                if args.csv:
+                    append_rows(args.csv, [{**one, **where} for one in rows])
     return 0
 
 

@@ -14,14 +14,15 @@ import argparse
 import resource
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.timing import Call, append_rows, environment, measure
+from benchmarks.timing import Call, Timing, append_rows, environment, measure
 from motarfuse.retrieval import evaluate, search
 
-QUERIES, GALLERY, SAMPLE, TURNS = 3368, 19732, 64, 7
+QUERIES, GALLERY, SAMPLE, TURNS, WIDTH = 3368, 19732, 64, 7, 768
 
 
 def read_labels(folder: Path | None) -> tuple[np.ndarray, ...]:
@@ -55,19 +56,20 @@ def per_query(query: np.ndarray, gallery: np.ndarray, ids: tuple[np.ndarray, ...
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", type=Path, help="folder with Market-1501's label files")
-    parser.add_argument("--csv", type=Path, help="append rows to this file")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--width", type=int, default=768)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+class Prepared(NamedTuple):
+    """What was computed before anything is timed."""
 
-    ids = read_labels(args.labels)
+    queries: int
+    kept: int
+    valid: int
+    extra_mb: float
+
+
+def prepare(ids: tuple[np.ndarray, ...], width: int = WIDTH) -> tuple[dict[str, Call], Prepared]:
+    """What is timed; `timings` scales the per-query evaluator up to all queries."""
     generator = torch.Generator().manual_seed(0)
-    query = torch.randn(len(ids[0]), args.width, generator=generator)
-    gallery = torch.randn(len(ids[1]), args.width, generator=generator)
+    query = torch.randn(len(ids[0]), width, generator=generator)
+    gallery = torch.randn(len(ids[1]), width, generator=generator)
     kept = gallery[torch.from_numpy(ids[1] != -1)]
     sample = np.random.default_rng(0).choice(len(query), SAMPLE, replace=False)
     unit_query = torch.nn.functional.normalize(query[torch.from_numpy(sample)]).numpy()
@@ -90,18 +92,37 @@ def main() -> int:
         "torch.topk of all scores": lambda _: torch.topk(query @ kept.T, 10, dim=1),
         "per-query numpy": lambda _: per_query(unit_query, unit_gallery, sample_ids),
     }
-    device = torch.device("cpu")
-    timings = measure(variants, device, turns=TURNS)
-    timings["per-query numpy"] = timings["per-query numpy"].scaled(len(query) / SAMPLE)
+    return variants, Prepared(len(query), len(kept), result.num_valid, extra_mb)
 
-    where = environment(device)
-    product = timings["matrix product alone"].median
-    peers = {"evaluate": timings["per-query numpy"], "search k=10": timings["torch.topk of all scores"]}
-    shape = f"{len(query)}x{len(kept)}x{args.width}"
-    print(f"{shape}, {result.num_valid} valid queries, {where['device']}")
-    print(f"evaluate: {extra_mb:.0f} MB above the features; equal to the per-query evaluator on {SAMPLE} queries")
+
+def timings(variants: dict[str, Call], queries: int, turns: int = TURNS) -> dict[str, Timing]:
+    """Interleaved, the sampled evaluator scaled up."""
+    found = measure(variants, torch.device("cpu"), turns=turns)
+    found["per-query numpy"] = found["per-query numpy"].scaled(queries / SAMPLE)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--labels", type=Path, help="folder with Market-1501's label files")
+    parser.add_argument("--csv", type=Path, help="append rows to this file")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--width", type=int, default=WIDTH)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    variants, prepared = prepare(read_labels(args.labels), args.width)
+    found = timings(variants, prepared.queries)
+
+    where = environment(torch.device("cpu"))
+    product = found["matrix product alone"].median
+    peers = {"evaluate": found["per-query numpy"], "search k=10": found["torch.topk of all scores"]}
+    shape = f"{prepared.queries}x{prepared.kept}x{args.width}"
+    extra = f"{prepared.extra_mb:.0f} MB"
+    print(f"{shape}, {prepared.valid} valid queries, {where['device']}")
+    print(f"evaluate: {extra} above the features; equal to the per-query evaluator on {SAMPLE} queries")
     rows: list[dict[str, str]] = []
-    for name, timing in timings.items():
+    for name, timing in found.items():
         peer = next((value.median for start, value in peers.items() if name.startswith(start)), None)
         against = "" if peer is None else f"{peer / timing.median:.2f}"
         print(

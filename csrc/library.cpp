@@ -14,5 +14,6 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
 STABLE_TORCH_LIBRARY_IMPL(motarfuse, CUDA, library) {
   library.impl("part_moments_forward", TORCH_BOX(&motarfuse::part_moments_forward_cuda));
   library.impl("part_moments_backward", TORCH_BOX(&motarfuse::part_moments_backward_cuda));
+  library.impl("motion_attention_backward", TORCH_BOX(&motarfuse::motion_attention_backward_cuda));
 }
 #endif

@@ -14,6 +14,7 @@ using torch::stable::Tensor;
 
 using MomentResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using MomentGradients = std::tuple<Tensor, Tensor>;
+using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 #define MOTARFUSE_DECLARE_PART_MOMENTS(device)                                                                    \
   MomentResults part_moments_forward_##device(const Tensor& logits, const std::optional<Tensor>& affine,          \
@@ -27,6 +28,12 @@ using MomentGradients = std::tuple<Tensor, Tensor>;
 MOTARFUSE_DECLARE_PART_MOMENTS(cpu);
 #if defined(MOTARFUSE_WITH_CUDA)
 MOTARFUSE_DECLARE_PART_MOMENTS(cuda);
+
+AttentionGradients motion_attention_backward_cuda(
+    const Tensor& grad_out, const Tensor& query, const Tensor& key, const Tensor& value,
+    const std::optional<Tensor>& motion_query, const std::optional<Tensor>& motion_key,
+    const std::optional<Tensor>& motion_scale, const std::optional<Tensor>& key_bias, const Tensor& out,
+    const Tensor& lse, double scale, bool packed, int64_t needs);
 #endif
 
 }  // namespace motarfuse

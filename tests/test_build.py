@@ -18,7 +18,6 @@ import pytest
 from motarfuse import _build, _toolchain
 from motarfuse._toolchain import BuildError, Nvcc, Torch
 from motarfuse.cli.main import main
-from tools import check_cuda
 
 HOST_MODULE = """
 #include <Python.h>
@@ -334,36 +333,3 @@ class TestEnvironments:
             f"import sys\nsys.path[:] = [p for p in sys.path if p not in ({str(site)!r}, {str(tmp_path / 'base')!r})]\n"
         )
         assert "_C torch 2.9.0 at" in self.answers(python, tree, repository, PYTHONPATH=str(overlay))
-
-
-class TestPtxasReport:
-    REPORT = textwrap.dedent(
-        """
-        ptxas info    : 0 bytes gmem
-        ptxas info    : Compiling entry function '_Z2kkPf' for 'sm_80'
-        ptxas info    : Function properties for _Z2kkPf
-            568 bytes stack frame, 652 bytes spill stores, 700 bytes spill loads
-        ptxas info    : Used 32 registers, used 1 barriers, 4096 bytes smem, 360 bytes cmem[0]
-        """
-    )
-
-    def test_registers_shared_memory_and_spills_are_read(self) -> None:
-        (row,) = check_cuda.parse_report(self.REPORT, "part.cu", "sm_80")
-        assert row == check_cuda.Kernel(
-            "part.cu", "_Z2kkPf", "sm_80", registers=32, shared=4096, stack=568, spills=1352
-        )
-
-    def test_a_kernel_without_numbers_is_an_error(self) -> None:
-        lines = [line for line in self.REPORT.splitlines() if "spill" not in line]
-        with pytest.raises(BuildError, match="no spills for _Z2kkPf"):
-            check_cuda.parse_report("\n".join(lines), "part.cu", "sm_80")
-
-    def test_a_spill_fails_the_check(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tree: Path, fake_nvcc: Path
-    ) -> None:
-        rows = check_cuda.parse_report(self.REPORT, "part.cu", "sm_80")
-        monkeypatch.setattr(check_cuda, "compile_one", lambda *_: rows)
-        monkeypatch.setattr(sys, "argv", ["check_cuda.py", "--arch", "sm_80"])
-        with pytest.raises(SystemExit, match="1 of 1 kernels spill registers"):
-            check_cuda.main()
-        assert "1352" in capsys.readouterr().out

@@ -21,7 +21,15 @@ def max_error(result: torch.Tensor, reference: torch.Tensor) -> float:
     return torch.where(difference.isnan(), torch.inf, difference).max().item()
 
 
-def assert_close(name: str, result: torch.Tensor, eager: torch.Tensor, reference: torch.Tensor) -> None:
+def assert_close(
+    name: str,
+    result: torch.Tensor,
+    eager: torch.Tensor,
+    reference: torch.Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+    scale: float | None = None,
+) -> None:
     """Raises AssertionError unless ``result`` keeps the rule.
 
     Args:
@@ -29,14 +37,18 @@ def assert_close(name: str, result: torch.Tensor, eager: torch.Tensor, reference
         result: The kernel's.
         eager: The plain PyTorch reference's with the same inputs in the same dtype; its dtype is the rule's.
         reference: The float64 reference's on the same values.
+        dtype: Of the rule, where a float32 result is computed from half numbers; None is ``eager``'s.
+        scale: What stands for max |reference| where the result is a sum of many numbers that cancel.
     """
+    dtype = eager.dtype if dtype is None else dtype
     if result.dtype != eager.dtype:
         raise AssertionError(f"{name} has dtype {result.dtype} instead of {eager.dtype}")
     error, eager_error = max_error(result, reference), max_error(eager, reference)
-    scale = reference[reference.isfinite()].abs().max().item() if reference.isfinite().any() else 0.0
-    bound = 2 * (eager_error + torch.finfo(eager.dtype).eps * scale)
+    if scale is None:
+        scale = reference[reference.isfinite()].abs().max().item() if reference.isfinite().any() else 0.0
+    bound = 2 * (eager_error + torch.finfo(dtype).eps * scale)
     if not error <= bound:
         raise AssertionError(
             f"{name}: error {error:.3e} exceeds {bound:.3e} = 2 * (eager's {eager_error:.3e} + "
-            f"{torch.finfo(eager.dtype).eps:.1e} * {scale:.3e})"
+            f"{torch.finfo(dtype).eps:.1e} * {scale:.3e})"
         )

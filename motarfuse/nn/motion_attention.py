@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from motarfuse.nn import attention_import
 from motarfuse.nn.block import checked_heads
 from motarfuse.ops import motion_attention, motion_attention_packed, without_autocast
 
@@ -165,6 +166,60 @@ class MotionAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.motion_bias = _MotionBias(heads, over_time) if motion else None
 
+    @classmethod
+    def from_timm(cls, attention: nn.Module, *, motion: bool = True, over_time: bool = False) -> MotionAttention:
+        """The attention of one of timm's layers, to which motion can be given.
+
+        Without motion its outputs are the given layer's. All parameters are copies, the two share no storage; dtype,
+        device, ``requires_grad`` and whether it is training are kept. The strengths of the bias are new, 0.1, of the
+        same dtype and device as the weights. No random numbers are drawn.
+
+        Args:
+            attention: timm's ``Attention`` or its like: ``qkv`` and ``proj`` are ``nn.Linear``, with or without a bias,
+                beside ``num_heads``; ``scale`` and ``fused_attn`` may be there. It is left as it is.
+            motion: As of the class.
+            over_time: As of the class.
+
+        Raises:
+            ValueError: What this class cannot represent, by its name: ``q_norm``, ``k_norm`` and ``norm`` other than
+                ``nn.Identity``, ``attn_drop`` and ``proj_drop`` above 0, a ``scale`` other than 1 / sqrt(d), widths of
+                ``qkv`` and ``proj`` other than the tokens', any further parameter or buffer.
+        """
+        return cls._copied(attention_import.of_timm(attention), motion, over_time)
+
+    @classmethod
+    def from_torch(
+        cls, attention: nn.MultiheadAttention, *, motion: bool = True, over_time: bool = False
+    ) -> MotionAttention:
+        """The self-attention of an ``nn.MultiheadAttention``, to which motion can be given.
+
+        Called with tokens alone it returns ``attention(tokens, tokens, tokens)[0]``. Copies as `from_timm`.
+
+        Args:
+            attention: With ``batch_first=True``, with or without biases. It is left as it is.
+            motion: As of the class.
+            over_time: As of the class.
+
+        Raises:
+            TypeError: Not an ``nn.MultiheadAttention``.
+            ValueError: What this class cannot represent, by its name: ``batch_first=False``, ``dropout`` above 0,
+                ``bias_k``, ``add_zero_attn``, ``kdim`` or ``vdim`` other than ``embed_dim``.
+        """
+        given = attention_import.of_torch(attention)
+        if (given.key_dim, given.value_dim) != (given.dim, given.dim):
+            raise ValueError(
+                f"kdim is {given.key_dim} and vdim {given.value_dim}; supported: embed_dim, {given.dim}, as tokens "
+                "attend to themselves (MotionCrossAttention.from_torch takes a context of another width)"
+            )
+        return cls._copied(given, motion, over_time)
+
+    @classmethod
+    def _copied(cls, given: attention_import.GivenAttention, motion: bool, over_time: bool) -> MotionAttention:
+        layer = attention_import.like(given, lambda: cls(given.dim, given.heads, over_time=over_time, motion=motion))
+        attention_import.fill(layer.qkv, given.query, given.key, given.value)
+        attention_import.fill(layer.proj, given.output)
+        return layer
+
     def forward(self, tokens: Tensor, motion: TokenMotion | None = None) -> Tensor:
         """Args: tokens (B, N, D); motion, of the same tokens. Returns (B, N, D)."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.heads, -1))
@@ -206,6 +261,52 @@ class MotionCrossAttention(nn.Module):
         self.kv = nn.Linear(context_dim or dim, 2 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.motion_bias = _MotionBias(heads, over_time, affinity) if motion else None
+
+    @classmethod
+    def from_torch(
+        cls,
+        attention: nn.MultiheadAttention,
+        *,
+        motion: bool = True,
+        over_time: bool = False,
+        affinity: bool = True,
+    ) -> MotionCrossAttention:
+        """The attention to a context of an ``nn.MultiheadAttention``, to which motion can be given.
+
+        Called with tokens and context alone it returns ``attention(tokens, context, context)[0]``. Copies as
+        `MotionAttention.from_timm`.
+
+        Args:
+            attention: With ``batch_first=True`` and ``kdim == vdim``, with or without biases. It is left as it is.
+            motion: As of the class.
+            over_time: As of the class.
+            affinity: As of the class.
+
+        Raises:
+            TypeError: Not an ``nn.MultiheadAttention``.
+            ValueError: What this class cannot represent, by its name: ``batch_first=False``, ``dropout`` above 0,
+                ``bias_k``, ``add_zero_attn``, a ``kdim`` that is not ``vdim``.
+        """
+        given = attention_import.of_torch(attention)
+        if given.key_dim != given.value_dim:
+            raise ValueError(
+                f"kdim is {given.key_dim} and vdim {given.value_dim}; supported: one width, that of the context"
+            )
+        layer = attention_import.like(
+            given,
+            lambda: cls(
+                given.dim,
+                given.heads,
+                context_dim=given.key_dim,
+                over_time=over_time,
+                motion=motion,
+                affinity=affinity,
+            ),
+        )
+        attention_import.fill(layer.q, given.query)
+        attention_import.fill(layer.kv, given.key, given.value)
+        attention_import.fill(layer.proj, given.output)
+        return layer
 
     def forward(
         self,

@@ -46,11 +46,13 @@ class Backend(NamedTuple):
         name: What ``impl=`` calls it.
         run: Takes the operator's validated arguments and returns its results; differentiable.
         not_supported_reasons: Every reason against serving a request, sentences without a full stop; empty if it can.
+        auto_reasons: Of one that can: the reasons why ``impl="auto"`` does not take it, such as another being faster.
     """
 
     name: str
     run: Callable[..., Any]
     not_supported_reasons: Callable[[Request], list[str]]
+    auto_reasons: Callable[[Request], list[str]] = lambda _: []
 
 
 def supports_everything(_: Request) -> list[str]:
@@ -108,7 +110,7 @@ class Operator:
         if preferred is not None and not preferred.not_supported_reasons(request):
             return preferred
         for backend in self.backends.values():
-            if not backend.not_supported_reasons(request):
+            if not backend.not_supported_reasons(request) and not backend.auto_reasons(request):
                 return backend
         raise RuntimeError(f"{self.name}: no backend can run here: {self._all_reasons(request)}")
 
@@ -237,10 +239,11 @@ def _explain(operator: Operator, device: torch.device) -> Explanation:
         preferred, note = None, str(error)
     reasons = {name: backend.not_supported_reasons(request) for name, backend in operator.backends.items()}
     usable = [name for name, against in reasons.items() if not against]
-    chosen = preferred if preferred in usable else usable[0]
+    passed_over = {name: operator.backends[name].auto_reasons(request) for name in usable}
+    chosen = preferred if preferred in usable else next(name for name in usable if not passed_over[name])
     why = "is preferred" if chosen == preferred else "comes first"
     why_not = {
-        name: against or [f"it could run here, but {chosen} {why}"]
+        name: against or [f"it could run here, but {reason}" for reason in passed_over[name] or [f"{chosen} {why}"]]
         for name, against in reasons.items()
         if name != chosen
     }

@@ -7,18 +7,16 @@ schemas. The ``autograd.Function`` stays outside, in the operator's file: no reg
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd import forward_ad
 
 from motarfuse import _native
-from motarfuse.ops.backends import Backend, Request
+from motarfuse.ops.backends import Backend, Request, supports_everything
 from motarfuse.ops.validation import FLOAT_DTYPES, dtype_name
 
 NAMESPACE = "motarfuse"
@@ -68,24 +66,29 @@ class KernelFamily:
             if request.device.type != device_type:
                 reasons.append(f"it takes {device_type} tensors, got {request.device.type}")
             reasons += _dtype_reasons(request, dtypes)
-            return reasons + _transform_reasons()
+            return reasons + transform_reasons()
 
         return Backend(device_type, partial(self._run, self.native_kernels), not_supported_reasons)
 
-    def python(self, name: str, module: str | ModuleType | SimpleNamespace, requires: Sequence[str] = ()) -> Backend:
+    def python(
+        self,
+        name: str,
+        load: Callable[[], Any],
+        requires: Sequence[str] = (),
+        auto_reasons: Callable[[Request], list[str]] = supports_everything,
+    ) -> Backend:
         """A backend whose kernels are Python functions, e.g. Triton launchers.
 
         Args:
             name: The backend's name; its operators are ``torch.ops.motarfuse.<operator>_forward_<name>`` and so on.
-            module: Has ``forward`` and ``backward`` with this family's schemas, and ``not_supported_reasons(request)``.
-                A dotted name is imported at the first call that asks this backend.
+            load: Returns a module, or what looks like one, with ``forward`` and ``backward`` of this family's schemas
+                and ``not_supported_reasons(request)``. Called when this backend is asked, so that an import in its body
+                waits until then; a statement, because torch.compile traces that and no ``importlib``.
             requires: Packages it needs; without them the backend is there and says what is missing.
+            auto_reasons: As of `Backend`.
         """
         missing = [package for package in requires if importlib.util.find_spec(package) is None]
         kernels = self.define(f"_{name}")
-
-        def load() -> Any:
-            return importlib.import_module(module) if isinstance(module, str) else module
 
         for direction in self._schemas:
             torch.library.impl(
@@ -95,9 +98,14 @@ class KernelFamily:
         def not_supported_reasons(request: Request) -> list[str]:
             if missing:
                 return [f"it needs {', '.join(missing)}: pip install {' '.join(missing)}"]
-            return list(load().not_supported_reasons(request)) + _transform_reasons()
+            return list(load().not_supported_reasons(request)) + transform_reasons()
 
-        return Backend(name, partial(self._run, kernels), not_supported_reasons)
+        return Backend(name, partial(self._run, kernels), not_supported_reasons, auto_reasons)
+
+    def kernels(self, name: str) -> Kernels:
+        """The registered operators of the backend that `python` made with this name."""
+        namespace = getattr(torch.ops, NAMESPACE)
+        return Kernels(**{one: getattr(namespace, f"{self.operator}_{one}_{name}").default for one in self._schemas})
 
     def define(self, suffix: str) -> Kernels:
         """Registers schemas and fakes as ``<operator>_forward<suffix>`` and ``_backward<suffix>``, without kernels."""
@@ -135,7 +143,7 @@ def _dtype_reasons(request: Request, dtypes: Sequence[torch.dtype]) -> list[str]
     ]
 
 
-def _transform_reasons() -> list[str]:
+def transform_reasons() -> list[str]:
     # An autograd.Function that torch.func can transform costs 100 us a call (it binds a Python signature each time).
     if torch._C._are_functorch_transforms_active():
         return ["torch.func transforms (grad, vmap, jvp, ...) see through the reference only"]

@@ -8,7 +8,16 @@ from typing import Any
 import torch
 
 from motarfuse.ops.backends import AUTO, Backend, Operator, Request, supports_everything
+from motarfuse.ops.kernels import KernelFamily, Kernels, Schema, differentiable_once, differentiating
+from motarfuse.ops.motion_attention_folded import (
+    run_sdpa,
+    run_xformers,
+    sdpa_is_faster,
+    sdpa_reasons,
+    xformers_reasons,
+)
 from motarfuse.ops.validation import (
+    HALF_DTYPES,
     check_number,
     check_precisions,
     check_rank,
@@ -51,7 +60,7 @@ def motion_attention(
         key_bias: (B, M) or (B, H, M), added to the scores of each key; -inf hides a key, and a row whose keys are all
             hidden gives zeros and has zero gradient.
         scale: Finite; None is 1 / sqrt(d).
-        impl: ``"auto"``, or the backend that must run: ``"reference"``.
+        impl: ``"auto"``, or the backend that must run: ``"triton"``, ``"sdpa"``, ``"xformers"`` or ``"reference"``.
 
     Returns:
         (B, H, N, d) of the query's dtype, computed in float32 from half types.
@@ -67,8 +76,90 @@ def motion_attention(
     dm_k = motion_scale dS^T m_q, dmotion_scale_h = sum dS m_q m_k^T, dkey_bias = sum over queries (and heads, where it
     has none) of dS.
 
+    Twice: the reference alone; the other backends raise on the second derivative. On a CPU ``auto`` takes the reference
+    where a gradient is asked for, and what is fastest where none is.
+
+    Deterministic: no atomics; two runs of a kernel are bitwise equal (of ``sdpa`` and ``xformers``, as far as the
+    library's backward is). CUDA graphs capture it; it never waits for the device.
+
+    Precision: half types accumulate in float32; the motion product and the key bias are accurate to float32 beside half
+    query and key too (hi + lo). In float16, motion_scale / scale * motion and key_bias / scale must be below 65504 in
+    size. Beside half types, gradients of float32 motion and bias are sums of products of half numbers.
+
+    Cost, N queries and M keys of each head: 4 N M d + 2 N M R FLOP forward, 10 N M d + 6 N M R backward at least; reads
+    query, key, value and the bias once or once a tile, writes out and (B, H, N) statistics. No N x M tensor.
+
     Source: Vaswani et al. 2017; the bias as additional channels of query and key is this project's.
     """
+    request = _request(query, key, value, motion_query, motion_key, motion_scale, key_bias, scale)
+    backend = OPERATOR.select(request, impl)
+    return backend.run(
+        query,
+        key,
+        value,
+        motion_query=motion_query,
+        motion_key=motion_key,
+        motion_scale=motion_scale,
+        key_bias=key_bias,
+        scale=request.options["scale"],
+    )
+
+
+def motion_attention_packed(
+    qkv: torch.Tensor,
+    *,
+    motion_query: torch.Tensor | None = None,
+    motion_key: torch.Tensor | None = None,
+    motion_scale: torch.Tensor | None = None,
+    key_bias: torch.Tensor | None = None,
+    scale: float | None = None,
+    impl: str = AUTO,
+) -> torch.Tensor:
+    """`motion_attention` of what one projection computes for query, key and value.
+
+    The kernels read it through its strides and write one gradient of its shape; autograd through ``unbind`` would copy
+    both once more.
+
+    Args:
+        qkv: (B, N, 3, H, d), as ``nn.Linear(D, 3 D)`` leaves it after a view.
+        motion_query, motion_key, motion_scale, key_bias, scale, impl: As of `motion_attention`, with M = N.
+
+    Returns:
+        (B, N, H, d), which ``flatten(2)`` turns into the input of the output projection without a copy.
+
+    Raises:
+        TypeError: As `motion_attention`.
+        ValueError: As `motion_attention`; qkv of another shape.
+    """
+    check_tensor("qkv", qkv)
+    check_rank("qkv", qkv, "(B, N, 3, H, d)")
+    if qkv.shape[2] != 3:
+        raise ValueError(f"qkv must be (B, N, 3, H, d), got shape {tuple(qkv.shape)}")
+    query, key, value = _unpacked(qkv)
+    request = _request(query, key, value, motion_query, motion_key, motion_scale, key_bias, scale)
+    backend = OPERATOR.select(request, impl)
+    bias = (motion_query, motion_key, motion_scale, key_bias, request.options["scale"])
+    if backend.name == TRITON:
+        return _run_kernels(TRITON_KERNELS, (qkv,), *bias).transpose(1, 2)
+    names = ("motion_query", "motion_key", "motion_scale", "key_bias", "scale")
+    return backend.run(query, key, value, **dict(zip(names, bias, strict=True))).transpose(1, 2)
+
+
+def _unpacked(qkv: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _request(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    motion_query: torch.Tensor | None,
+    motion_key: torch.Tensor | None,
+    motion_scale: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    scale: float | None,
+) -> Request:
+    """The validated call."""
     tensors = {"query": query, "key": key, "value": value}
     for name, tensor in tensors.items():
         check_tensor(name, tensor)
@@ -96,32 +187,7 @@ def motion_attention(
     if scale is None:
         scale = 1 / math.sqrt(max(width, 1))
     check_number("scale", scale)
-    request = Request(query.device, {**tensors, **optional}, {"scale": scale})
-    backend = OPERATOR.select(request, impl)
-    return backend.run(query, key, value, scale=scale, **optional)
-
-
-def motion_attention_packed(qkv: torch.Tensor, *, impl: str = AUTO, **options: Any) -> torch.Tensor:
-    """`motion_attention` of what one projection computes for query, key and value.
-
-    Args:
-        qkv: (B, N, 3, H, d), as ``nn.Linear(D, 3 D)`` leaves it after a view.
-        impl: As of `motion_attention`.
-        **options: The keyword arguments of `motion_attention`.
-
-    Returns:
-        (B, N, H, d), which ``flatten(2)`` turns into the input of the output projection without a copy.
-
-    Raises:
-        TypeError: As `motion_attention`.
-        ValueError: As `motion_attention`; qkv of another shape.
-    """
-    check_tensor("qkv", qkv)
-    check_rank("qkv", qkv, "(B, N, 3, H, d)")
-    if qkv.shape[2] != 3:
-        raise ValueError(f"qkv must be (B, N, 3, H, d), got shape {tuple(qkv.shape)}")
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return motion_attention(query, key, value, impl=impl, **options).transpose(1, 2)
+    return Request(query.device, {**tensors, **optional}, {"scale": scale})
 
 
 def _check_motion(
@@ -163,4 +229,170 @@ def _example(device: torch.device) -> Request:
     return Request(device, tensors, {"scale": 0.125})
 
 
-OPERATOR = Operator("motion_attention", _example, backends=(Backend("reference", reference, supports_everything),))
+class _KernelFunction(torch.autograd.Function):
+    """Of query, key and value, or of one packed tensor; then motion and bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernels: Kernels,
+        scale: float,
+        packed: bool,
+        motion_query: torch.Tensor | None,
+        motion_key: torch.Tensor | None,
+        motion_scale: torch.Tensor | None,
+        key_bias: torch.Tensor | None,
+        *attended: torch.Tensor,
+    ) -> torch.Tensor:
+        query, key, value = _unpacked(attended[0]) if packed else attended
+        out, lse = kernels.forward(query, key, value, motion_query, motion_key, motion_scale, key_bias, scale)
+        ctx.save_for_backward(motion_query, motion_key, motion_scale, key_bias, out, lse, *attended)
+        ctx.kernels, ctx.scale, ctx.packed = kernels, scale, packed
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        motion_query, motion_key, motion_scale, key_bias, out, lse, *attended = ctx.saved_tensors
+        query, key, value = _unpacked(attended[0]) if ctx.packed else attended
+        bias_needs, attended_needs = ctx.needs_input_grad[3:7], ctx.needs_input_grad[7:]
+        wanted = (*(attended_needs * 3 if ctx.packed else attended_needs), *bias_needs)
+        needs = sum(1 << bit for bit, is_wanted in enumerate(wanted) if is_wanted)
+        packed = ctx.packed and attended_needs[0]
+        gradients = differentiable_once(
+            "motion_attention",
+            ctx.kernels.backward,
+            grad_out,
+            query,
+            key,
+            value,
+            motion_query,
+            motion_key,
+            motion_scale,
+            key_bias,
+            out,
+            lse,
+            ctx.scale,
+            packed,
+            needs,
+        )
+        found = [gradient if is_wanted else None for gradient, is_wanted in zip(gradients, wanted, strict=True)]
+        return None, None, None, *found[3:], *found[: len(attended)]
+
+
+def _run_kernels(
+    kernels: Kernels,
+    attended: tuple[torch.Tensor, ...],
+    motion_query: torch.Tensor | None,
+    motion_key: torch.Tensor | None,
+    motion_scale: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    scale: float,
+) -> torch.Tensor:
+    bias = (motion_query, motion_key, motion_scale, key_bias)
+    packed = len(attended) == 1
+    requires_grad = any(tensor is not None and tensor.requires_grad for tensor in (*attended, *bias))
+    if not differentiating(requires_grad):
+        return kernels.forward(*(_unpacked(attended[0]) if packed else attended), *bias, scale)[0]
+    return _KernelFunction.apply(kernels, scale, packed, *bias, *attended)
+
+
+def _run_family(
+    kernels: Kernels, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **bias: Any
+) -> torch.Tensor:
+    return _run_kernels(kernels, (query, key, value), **bias)
+
+
+def _rows_first(like: torch.Tensor) -> torch.Tensor:
+    batch, heads, rows, width = like.shape
+    return like.new_empty((batch, rows, heads, width)).transpose(1, 2)
+
+
+def _fake_forward(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    motion_query: torch.Tensor | None,
+    motion_key: torch.Tensor | None,
+    motion_scale: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    compute = torch.float64 if query.dtype == torch.float64 else torch.float32
+    batch, heads, rows, _ = query.shape
+    statistics = (batch, heads, rows) if query.dtype in HALF_DTYPES else (batch, heads, 2, rows)
+    return _rows_first(query), query.new_empty(statistics, dtype=compute)
+
+
+def _fake_backward(
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    motion_query: torch.Tensor | None,
+    motion_key: torch.Tensor | None,
+    motion_scale: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    scale: float,
+    packed: bool,
+    needs: int,
+) -> tuple[torch.Tensor, ...]:
+    results = [query.new_empty((0,)) for _ in range(7)]
+    if packed:
+        batch, heads, rows, width = query.shape
+        results[0] = query.new_empty((batch, rows, 3, heads, width))
+    else:
+        for index, tensor in enumerate((query, key, value)):
+            if needs & (1 << index):
+                results[index] = _rows_first(tensor)
+    for index, extra in enumerate((motion_query, motion_key, motion_scale, key_bias), start=3):
+        if extra is not None and needs & (1 << index):
+            results[index] = extra.new_empty(extra.shape)
+    return tuple(results)
+
+
+_INPUTS = (
+    "Tensor query, Tensor key, Tensor value, Tensor? motion_query, Tensor? motion_key, Tensor? motion_scale, "
+    "Tensor? key_bias"
+)
+KERNELS = KernelFamily(
+    "motion_attention",
+    forward=Schema(f"({_INPUTS}, float scale) -> (Tensor, Tensor)", _fake_forward),
+    backward=Schema(
+        f"(Tensor grad_out, {_INPUTS}, Tensor out, Tensor lse, float scale, bool packed, int needs) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _fake_backward,
+    ),
+    run=_run_family,
+)
+TRITON = "triton"
+
+
+def _not_interpreted(request: Request) -> list[str]:
+    return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
+
+
+def _load_triton() -> Any:
+    from motarfuse.ops import motion_attention_triton
+
+    return motion_attention_triton
+
+
+def _no_use_of_sdpa(request: Request) -> list[str]:
+    return [] if sdpa_is_faster(request) else ["it is slower here, or its gradient not the reference's"]
+
+
+_TRITON_BACKEND = KERNELS.python(TRITON, _load_triton, requires=("triton",), auto_reasons=_not_interpreted)
+TRITON_KERNELS = KERNELS.kernels(TRITON)
+
+OPERATOR = Operator(
+    "motion_attention",
+    _example,
+    backends=(
+        _TRITON_BACKEND,
+        Backend("sdpa", run_sdpa, sdpa_reasons, _no_use_of_sdpa),
+        Backend("xformers", run_xformers, xformers_reasons),
+        Backend("reference", reference, supports_everything),
+    ),
+)

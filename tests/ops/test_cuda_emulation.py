@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import re
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,10 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from motarfuse._build import TORCH_TARGET_VERSION
-from motarfuse._toolchain import BuildError, find_compiler, find_torch
 from motarfuse.ops.backends import Backend, supports_everything
 from motarfuse.ops.part_moments import KERNELS, OPERATOR, _run_kernels
+from tests.ops import emulation
 from tests.ops import test_part_moments as claims
 from tests.ops.part_moments_cases import DTYPES, case, check
 
@@ -26,48 +23,14 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
   library.impl("part_moments_forward_emulated", TORCH_BOX(&motarfuse::part_moments_forward_cuda));
   library.impl("part_moments_backward_emulated", TORCH_BOX(&motarfuse::part_moments_backward_cuda));
 }
-extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
-  *stream = nullptr;
-  return 0;
-}
-// Emitted only where something uses them.
-auto* const exported = &set_multiprocessors;
 """
-
-
-def _host_source(cuda: Path) -> str:
-    """The .cu file with its launches turned into calls, and without the guard that needs a device."""
-    source, launches = re.subn(
-        r"(\w+_kernel<[^<>]*>)\s*<<<(.*?), (\w+), 0, stream>>>\((.*?)\);",
-        r"launch(\2, \3, [&] { \1(\4); });",
-        cuda.read_text(),
-        flags=re.DOTALL,
-    )
-    assert launches > 0
-    assert "<<<" not in source, "a launch was not translated"
-    return re.sub(r".*DeviceGuard guard\(device\);\n", "", source)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> ctypes.CDLL:
-    try:
-        compiler, torch_files = find_compiler(), find_torch()
-    except BuildError as error:
-        pytest.skip(f"nothing to compile with: {error}")
-    folder = tmp_path_factory.mktemp("emulation")
-    source, target = folder / "part_moments.cpp", folder / "part_moments.so"
-    csrc = repository / "csrc"
-    source.write_text(_host_source(csrc / "cuda" / "part_moments.cu") + REGISTRATION)
-    includes = [Path(__file__).parent / "emulation", csrc / "cuda", csrc]
-    flags = ["-std=c++20", "-O0", "-w", "-fPIC", "-shared", f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}"]
-    flags += ["-DUSE_CUDA", "-DMOTARFUSE_WITH_CUDA", *(f"-I{folder}" for folder in includes)]
-    flags += ["-isystem", str(torch_files.include), f"-L{torch_files.lib}"]
-    command = [*compiler, *flags, str(source), "-o", str(target), "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu"]
-    result = subprocess.run([*command, "-lpthread"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
     KERNELS.define("_emulated")
-    torch.ops.load_library(str(target))
-    return ctypes.CDLL(str(target))
+    folder = tmp_path_factory.mktemp("emulation")
+    return emulation.load("part_moments", repository / "csrc", folder, REGISTRATION, optimise="-O0")
 
 
 @pytest.fixture(autouse=True)

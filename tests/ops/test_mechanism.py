@@ -68,7 +68,7 @@ def _counted(x: torch.Tensor, factor: float) -> torch.Tensor:
 LAUNCHERS = SimpleNamespace(
     forward=_counted, backward=_double_backward, not_supported_reasons=lambda request: _half_only(request)
 )
-TOY_KERNEL = FAMILY.python("toy", LAUNCHERS)
+TOY_KERNEL = FAMILY.python("toy", lambda: LAUNCHERS)
 
 
 def _request(dtype: torch.dtype = torch.float32) -> Request:
@@ -120,6 +120,12 @@ def test_a_python_kernel_passes_opcheck_and_compiles_into_one_graph() -> None:
     assert torch.equal(run(x), 2 * x)
 
 
+def _import_late_kernels() -> Any:
+    import late_kernels  # type: ignore[import-not-found]
+
+    return late_kernels
+
+
 def test_a_kernel_module_is_imported_at_its_first_use_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "late_kernels.py").write_text(
         "def forward(x, factor):\n    return x * factor\n"
@@ -127,7 +133,7 @@ def test_a_kernel_module_is_imported_at_its_first_use_only(tmp_path: Path, monke
         "def not_supported_reasons(request):\n    return []\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    backend = FAMILY.python("late", "late_kernels")
+    backend = FAMILY.python("late", _import_late_kernels)
     assert "late_kernels" not in sys.modules
     assert backend.not_supported_reasons(_request()) == []
     assert torch.equal(backend.run(torch.ones(2), 4.0), torch.full((2,), 4.0))
@@ -135,7 +141,7 @@ def test_a_kernel_module_is_imported_at_its_first_use_only(tmp_path: Path, monke
 
 
 def test_a_backend_whose_package_is_missing_says_what_to_install() -> None:
-    backend = FAMILY.python("missing", "never.imported", requires=("a_package_nobody_has",))
+    backend = FAMILY.python("missing", _import_late_kernels, requires=("a_package_nobody_has",))
     assert backend.not_supported_reasons(_request()) == [
         "it needs a_package_nobody_has: pip install a_package_nobody_has"
     ]
@@ -192,7 +198,10 @@ def test_a_preference_survives_an_exception_inside_the_block_as_it_was() -> None
 
 
 def test_an_unknown_preference_lists_the_known_backends() -> None:
-    with pytest.raises(ValueError, match=r"use_backend: unknown backend 'gpu'; known: auto, cuda, cpu, reference"):
+    with pytest.raises(
+        ValueError,
+        match=r"use_backend: unknown backend 'gpu'; known: auto, triton, sdpa, xformers, cuda, cpu, reference",
+    ):
         ops.use_backend("gpu")
 
 
@@ -213,7 +222,7 @@ def test_the_environment_prefers_a_backend_and_an_unknown_one_is_one_clear_error
     assert good.returncode == 0, good.stderr
     assert good.stdout.split("|")[0].strip() == "reference"
     bad = _python(code, MOTARFUSE_BACKEND="tirton")
-    message = "MOTARFUSE_BACKEND: unknown backend 'tirton'; known: auto, cuda, cpu, reference"
+    message = "MOTARFUSE_BACKEND: unknown backend 'tirton'; known: auto, triton, sdpa, xformers, cuda, cpu, reference"
     assert bad.returncode == 1
     assert bad.stderr.strip().endswith(message)
     assert message in bad.stdout  # explain, and so the doctor, answers nevertheless

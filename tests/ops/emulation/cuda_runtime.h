@@ -1,17 +1,22 @@
-// Stands in for CUDA's header so that a .cu file compiles for the host: blocks run one after the other, the threads of
-// a block as threads of the host, shuffles and __syncthreads by barriers. Packed loads check their alignment, as a GPU
-// does. It shows that a kernel's indexing, reductions and edges are right, not how fast it is and nothing about memory
-// ordering.
+// Stands in for CUDA's header so that a .cu file compiles for the host. Blocks run one after the other, and the threads
+// of a block as fibers of one thread: a fiber runs until it needs the others of its warp (a shuffle, a matrix product)
+// or of its block (__syncthreads). Packed loads check their alignment, as a GPU does. Dynamic shared memory starts as
+// NaN, and an access through read_shared and the like (mma.cuh) aborts if it is out of bounds, misaligned, or races
+// with another warp since the last __syncthreads. It shows that a kernel's indexing, reductions and edges are right,
+// not how fast it is.
 #pragma once
 
-#include <barrier>
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #define __global__
@@ -20,6 +25,7 @@
 #undef __forceinline__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static  // blocks run one after the other
 
 struct uint2 {
@@ -28,95 +34,252 @@ struct uint2 {
 struct uint4 {
   uint32_t x, y, z, w;
 };
+struct float2 {
+  float x, y;
+};
+struct float4 {
+  float x, y, z, w;
+};
+
+inline int min(int a, int b) { return a < b ? a : b; }
 
 namespace emulation {
 
 constexpr int kWarp = 32;
+constexpr size_t kStack = 128 << 10;
 
 struct Index {
   unsigned x;
 };
 
-struct Block {
-  explicit Block(unsigned threads) : all(threads), slots(threads) {
-    for (unsigned w = 0; w < threads / kWarp; ++w) warps.push_back(std::make_unique<std::barrier<>>(kWarp));
-  }
-  std::barrier<> all;
-  std::vector<std::unique_ptr<std::barrier<>>> warps;
-  std::vector<double> slots;
+}  // namespace emulation
+
+inline emulation::Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulation {
+
+[[noreturn]] inline void fail(const char* what) {
+  std::fprintf(stderr, "emulation: block %u, thread %u: %s\n", blockIdx.x, threadIdx.x, what);
+  std::abort();
+}
+
+struct Copy {
+  uint32_t offset;
+  const void* source;
 };
 
-inline std::unique_ptr<Block> block;
-inline int multiprocessors = 132;
+struct Fiber {
+  ucontext_t context;
+  jmp_buf jump;
+  std::unique_ptr<char[]> stack = std::make_unique<char[]>(kStack);
+  bool started = false, done = false;
+  std::vector<Copy> copies;  // under way
+};
+
+struct Warp {
+  void* slots[kWarp];
+  int arrived = 0;
+  unsigned generation = 0;
+};
+
+// Who touched four bytes of shared memory last, and between which two __syncthreads.
+struct Access {
+  unsigned written = 0, read = 0;
+  int writer = -1, reader = -1;  // warps; kMany readers
+};
+constexpr int kMany = -2;
+
+struct Machine {
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<Warp> warps;
+  std::vector<unsigned char> shared;
+  std::vector<Access> accesses;
+  unsigned epoch = 1, block_generation = 0;
+  int threads = 0, arrived = 0, done = 0, idle = 0;
+  const std::function<void()>* kernel = nullptr;
+  jmp_buf finished;
+  int multiprocessors = 132, shared_per_block = 227 << 10, shared_per_multiprocessor = 228 << 10;
+};
+inline Machine machine;
+
+inline void run_fiber() {
+  (*machine.kernel)();
+  machine.fibers[threadIdx.x]->done = true;
+  machine.idle = 0;
+  if (++machine.done == machine.threads) _longjmp(machine.finished, 1);
+  unsigned next = threadIdx.x;
+  while (machine.fibers[next]->done) next = (next + 1) % machine.threads;
+  threadIdx.x = next;
+  Fiber& fiber = *machine.fibers[next];
+  if (fiber.started) _longjmp(fiber.jump, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+
+__attribute__((noinline)) inline void switch_to(unsigned next) {
+  if (++machine.idle > 4 * machine.threads + 64) fail("some threads of a warp or a block never arrive");
+  if (next == threadIdx.x || machine.fibers[next]->done) return;
+  if (_setjmp(machine.fibers[threadIdx.x]->jump) != 0) return;
+  threadIdx.x = next;
+  Fiber& fiber = *machine.fibers[next];
+  if (fiber.started) _longjmp(fiber.jump, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+
+// `perform` runs once, when every lane of the warp has given its slot.
+template <class Slot, class F>
+void whole_warp(Slot& mine, const F& perform) {
+  const unsigned first = threadIdx.x / kWarp * kWarp, lane = threadIdx.x % kWarp;
+  Warp& warp = machine.warps[threadIdx.x / kWarp];
+  warp.slots[lane] = &mine;
+  if (++warp.arrived == kWarp) {
+    Slot* slots[kWarp];
+    for (int l = 0; l < kWarp; ++l) slots[l] = static_cast<Slot*>(warp.slots[l]);
+    perform(slots);
+    warp.arrived = 0;
+    ++warp.generation;
+    machine.idle = 0;
+    return;
+  }
+  const unsigned generation = warp.generation;
+  while (warp.generation == generation) switch_to(first + (threadIdx.x + 1) % kWarp);
+}
+
+inline void touch(uint32_t offset, uint32_t bytes, bool write) {
+  if (offset % bytes != 0) fail("misaligned access to shared memory");
+  if (offset + bytes > machine.shared.size()) fail("access beyond shared memory");
+  const int warp = threadIdx.x / kWarp;
+  for (uint32_t i = offset / 4; i < (offset + bytes + 3) / 4; ++i) {
+    Access& access = machine.accesses[i];
+    if (access.written == machine.epoch && access.writer != warp) fail("a race with a write of another warp");
+    if (write) {
+      if (access.read == machine.epoch && access.reader != warp) fail("a race with a read of another warp");
+      access.written = machine.epoch;
+      access.writer = warp;
+    } else {
+      access.reader = access.read == machine.epoch && access.reader != warp ? kMany : warp;
+      access.read = machine.epoch;
+    }
+  }
+}
+
+// kernel<<<blocks, threads, shared, ...>>>(...) becomes launch(blocks, threads, shared, [&] { kernel(...); }).
+inline void launch(unsigned blocks, unsigned threads, size_t shared, const std::function<void()>& kernel) {
+  if (threads == 0 || threads % kWarp != 0 || threads > 1024) fail("a block is not of whole warps");
+  gridDim.x = blocks;
+  blockDim.x = threads;
+  machine.threads = threads;
+  machine.kernel = &kernel;
+  while (machine.fibers.size() < threads) machine.fibers.push_back(std::make_unique<Fiber>());
+  for (unsigned index = 0; index < blocks; ++index) {
+    blockIdx.x = index;
+    machine.warps.assign(threads / kWarp, Warp());
+    machine.shared.assign(shared, 0xFF);
+    machine.accesses.assign((shared + 3) / 4, Access());
+    machine.arrived = machine.done = machine.idle = 0;
+    for (unsigned thread = 0; thread < threads; ++thread) {
+      Fiber& fiber = *machine.fibers[thread];
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStack;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, run_fiber, 0);
+      fiber.started = fiber.done = false;
+    }
+    if (_setjmp(machine.finished) != 0) continue;
+    threadIdx.x = 0;
+    machine.fibers[0]->started = true;
+    setcontext(&machine.fibers[0]->context);
+  }
+  for (unsigned thread = 0; thread < threads; ++thread) {
+    if (!machine.fibers[thread]->copies.empty()) fail("a kernel ends with copies under way");
+  }
+}
 
 }  // namespace emulation
 
-inline thread_local emulation::Index threadIdx, blockIdx;
-inline emulation::Index gridDim;
+inline void __syncthreads() {
+  auto& machine = emulation::machine;
+  if (++machine.arrived == machine.threads) {
+    machine.arrived = machine.idle = 0;
+    ++machine.block_generation;
+    ++machine.epoch;
+    return;
+  }
+  const unsigned generation = machine.block_generation;
+  while (machine.block_generation == generation) emulation::switch_to((threadIdx.x + 1) % machine.threads);
+}
 
-inline void __syncthreads() { emulation::block->all.arrive_and_wait(); }
+inline void __syncwarp() {
+  int nothing = 0;
+  emulation::whole_warp(nothing, [](int**) {});
+}
 
 template <class T>
 T __ldg(const T* source) {
-  if (reinterpret_cast<uintptr_t>(source) % sizeof(T) != 0) std::abort();
+  if (reinterpret_cast<uintptr_t>(source) % sizeof(T) != 0) emulation::fail("misaligned access to global memory");
   T value;
   std::memcpy(&value, source, sizeof(value));
   return value;
 }
 
 template <class T>
-T shuffle(T value, unsigned source) {
-  static_assert(sizeof(T) <= sizeof(double));
-  const unsigned first = threadIdx.x / emulation::kWarp * emulation::kWarp;
-  auto& warp = *emulation::block->warps[threadIdx.x / emulation::kWarp];
-  std::memcpy(&emulation::block->slots[threadIdx.x], &value, sizeof(value));
-  warp.arrive_and_wait();
-  std::memcpy(&value, &emulation::block->slots[first + source], sizeof(value));
-  warp.arrive_and_wait();
-  return value;
+T __shfl_sync(unsigned, T value, int source) {
+  struct Slot {
+    T value;
+    int source;
+  } slot{value, source};
+  emulation::whole_warp(slot, [](Slot** slots) {
+    T values[emulation::kWarp];
+    for (int l = 0; l < emulation::kWarp; ++l) values[l] = slots[l]->value;
+    for (int l = 0; l < emulation::kWarp; ++l) slots[l]->value = values[slots[l]->source % emulation::kWarp];
+  });
+  return slot.value;
 }
 
 template <class T>
-T __shfl_down_sync(unsigned, T value, int distance) {
-  const unsigned lane = threadIdx.x % emulation::kWarp, source = lane + distance;
-  return shuffle(value, source < emulation::kWarp ? source : lane);
+T __shfl_down_sync(unsigned mask, T value, int distance) {
+  const int lane = threadIdx.x % emulation::kWarp;
+  return __shfl_sync(mask, value, lane + distance < emulation::kWarp ? lane + distance : lane);
 }
 
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
-  return shuffle(value, threadIdx.x % emulation::kWarp ^ mask);
+T __shfl_xor_sync(unsigned mask, T value, int bits) {
+  return __shfl_sync(mask, value, threadIdx.x % emulation::kWarp ^ bits);
 }
 
 using cudaError_t = int;
 using cudaStream_t = void*;
-constexpr cudaError_t cudaSuccess = 0;
-constexpr int cudaDevAttrMultiProcessorCount = 0;
-inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
+enum cudaDeviceAttr {
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+  cudaDevAttrReservedSharedMemoryPerBlock,
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
+inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "" : "invalid value"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-  *value = emulation::multiprocessors;
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int bytes) {
+  return bytes <= emulation::machine.shared_per_block ? cudaSuccess : cudaErrorInvalidValue;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  const auto& machine = emulation::machine;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount: *value = machine.multiprocessors; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = machine.shared_per_block; break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor: *value = machine.shared_per_multiprocessor; break;
+    case cudaDevAttrReservedSharedMemoryPerBlock: *value = 1024; break;
+  }
   return cudaSuccess;
 }
 
-// kernel<<<blocks, threads, ...>>>(...) becomes launch(blocks, threads, [&] { kernel(...); }).
-inline void launch(unsigned blocks, unsigned threads, const std::function<void()>& kernel) {
-  gridDim.x = blocks;
-  emulation::block = std::make_unique<emulation::Block>(threads);
-  std::vector<std::thread> running;
-  for (unsigned thread = 0; thread < threads; ++thread) {
-    running.emplace_back([=, &kernel] {
-      threadIdx.x = thread;
-      for (unsigned index = 0; index < blocks; ++index) {
-        blockIdx.x = index;
-        kernel();
-        __syncthreads();
-      }
-    });
-  }
-  for (auto& thread : running) thread.join();
-}
-
-// Reached by ctypes: how large a machine the launch heuristics see.
+// Reached by ctypes: how large a machine the host code sees.
 extern "C" __attribute__((visibility("default"))) inline void set_multiprocessors(int count) {
-  emulation::multiprocessors = count;
+  emulation::machine.multiprocessors = count;
+}
+extern "C" __attribute__((visibility("default"))) inline void set_shared_memory(int block, int multiprocessor) {
+  emulation::machine.shared_per_block = block;
+  emulation::machine.shared_per_multiprocessor = multiprocessor;
 }

@@ -1,0 +1,110 @@
+"""Every benchmark under `pytest benchmarks/ --benchmark-only`; not among the tests, whose folder is tests/.
+
+pytest-benchmark times calls as a program makes them, host included (on a GPU with a synchronisation after each). The
+comparison is in its extra_info: medians of all implementations that took turns, as `benchmarks.timing` measures them.
+Numbers to commit come from `python -m benchmarks.bench_<op> --csv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import bench_motion_attention, bench_part_moments, bench_retrieval
+from benchmarks.motion_attention_peers import MODES, Case
+from benchmarks.timing import Call, Ceilings, Timing, measure
+
+ROUNDS = 20
+Shape = tuple[int, int, tuple[int, int]]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Shapes depend on the device."""
+    gpu = metafunc.config.getoption("--device") != "cpu"
+    if "case" in metafunc.fixturenames:
+        cases = bench_motion_attention.GPU_CASES if gpu else bench_motion_attention.CPU_CASES
+        metafunc.parametrize("case", cases, ids=[case.name.replace(" ", "-") for case in cases], scope="module")
+    if "part_moments_shape" in metafunc.fixturenames:
+        shapes = bench_part_moments.GPU_SHAPES if gpu else bench_part_moments.SHAPES
+        names = [f"{batch}x{parts}x{grid[0]}x{grid[1]}" for batch, parts, grid in shapes]
+        metafunc.parametrize("part_moments_shape", shapes, ids=names, scope="module")
+
+
+@lru_cache(maxsize=1)
+def prepared(case: Case, device: torch.device, ceiling: Ceilings) -> bench_motion_attention.Bench:
+    """Once for the modes of a case."""
+    dtype = getattr(torch, bench_motion_attention.default_dtype(device))
+    flex = device.type == "cuda" and case in bench_motion_attention.FLEX_CASES
+    return bench_motion_attention.Bench(case, dtype, device, ceiling, flex=flex)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_motion_attention(case: Case, mode: str, benchmark: Any, device: torch.device, ceiling: Ceilings) -> None:
+    bench = prepared(case, device, ceiling)
+    name = next(iter(bench.variants))
+    found = bench.timings(mode, turns=11)
+    ratio = bench.ratio(found, name)
+    extra = summary(name, found, ratio, bench.fraction(mode, found[name]))
+    if mode == "full":
+        extra["peak_memory_mb"] = {other: size.median / 1e6 for other, size in bench.memory().items()}
+    extra["left_out"] = dict(bench.left_out)
+    time_calls(benchmark, bench.call(bench.variants[name], mode), device, extra, f"motion_attention {case.name}")
+
+
+@lru_cache(maxsize=1)
+def part_moments_calls(shape: Shape, device: torch.device) -> dict[str, tuple[dict[str, Call], int]]:
+    """Once for the modes of a shape."""
+    return bench_part_moments.prepare(*shape, torch.float32, device)
+
+
+@pytest.mark.parametrize("mode", ["fwd", "full"])
+def test_part_moments(
+    part_moments_shape: Shape, mode: str, benchmark: Any, device: torch.device, ceiling: Ceilings
+) -> None:
+    calls, size = part_moments_calls(part_moments_shape, device)[mode]
+    found = measure(calls, device, turns=11)
+    name = next(iter(found))
+    ratio = min(found[peer].median for peer in bench_part_moments.PEERS) / found[name].median
+    extra = summary(name, found, ratio, size / ceiling.bandwidth / found[name].median)
+    time_calls(benchmark, calls[name], device, extra, "part_moments")
+
+
+def test_retrieval(benchmark: Any, device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("evaluation and search have no GPU kernels yet")
+    calls, made = bench_retrieval.prepare(bench_retrieval.read_labels(None))
+    found = bench_retrieval.timings(calls, made.queries, turns=3)
+    name = "evaluate cosine"
+    ratio = found["per-query numpy"].median / found[name].median
+    extra = summary(name, found, ratio, found["matrix product alone"].median / found[name].median)
+    time_calls(benchmark, calls[name], device, extra, "retrieval", rounds=3)
+
+
+def summary(name: str, found: dict[str, Timing], ratio: float | None, fraction: float | None) -> dict[str, Any]:
+    medians = {other: timing.median * 1e6 for other, timing in found.items()}
+    return {
+        "implementation": name, "ratio_to_best_peer": ratio, "fraction_of_ceiling": fraction, "medians_us": medians
+    }  # fmt: skip
+
+
+def time_calls(
+    benchmark: Any, call: Call, device: torch.device, extra: dict[str, Any], group: str, rounds: int = ROUNDS
+) -> None:
+    benchmark.group = group
+    benchmark.extra_info.update(extra)
+    benchmark.pedantic(synchronised(call, device), rounds=rounds, warmup_rounds=1)
+
+
+def synchronised(call: Call, device: torch.device) -> Callable[[], None]:
+    turn = iter(range(1 << 30))
+
+    def run() -> None:
+        call(next(turn))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return run

@@ -1,0 +1,46 @@
+"""What the GPU run does for each operator. A new one joins by an entry here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator's part; commands are arguments of Python, run in the repository's root.
+
+    Attributes:
+        tests: Patterns of the files with its GPU tests.
+        bench: Its benchmark; ``--csv FILE`` is added.
+        sanitize: A selection that ends in seconds without a sanitizer: every kernel at small and odd sizes.
+        kernels: Parts of the names of its kernels, one for each at least; the sanitizers look at no others.
+        tune: Searches launch parameters, under --tune only; ``--csv FILE`` is added. None where nothing is to be tuned.
+        weight: Of its benchmark's time, relative to other operators'.
+    """
+
+    tests: tuple[str, ...]
+    bench: tuple[str, ...]
+    sanitize: tuple[str, ...]
+    kernels: tuple[str, ...]
+    tune: tuple[str, ...] | None = None
+    weight: float = 1.0
+
+
+OPERATORS = {
+    "motion_attention": Operator(
+        tests=("tests/ops/test_motion_attention*.py",),
+        bench=("-m", "benchmarks.bench_motion_attention", "--device", "cuda"),
+        sanitize=("-m", "benchmarks.bench_motion_attention", "--device", "cuda", "--check"),
+        kernels=("motion_attention", "sum_heads_kernel"),
+        weight=3.0,
+    ),
+    "part_moments": Operator(
+        tests=("tests/ops/test_part_moments*.py",),
+        bench=("-m", "benchmarks.bench_part_moments", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_part_moments.py"),
+            *("-k", "rows_is_covered or hidden or float32_affines"),
+        ),
+        kernels=("part_moments",),
+    ),
+}
