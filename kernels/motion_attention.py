@@ -167,7 +167,6 @@ def backward_launches(
          "p_grad_query": wanted.query, "p_grad_motion": wanted.motion_query, "p_grad_scale": wanted.motion_scale,
          **strides_of("out", out, True), **strides_of("grad_query", wanted.query, True)}, tiles,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
-        NEED_DELTA=any(one is not None for one in (*wanted[:2], *wanted[3:])),
     )  # fmt: skip
     if wanted.key is None and wanted.value is None and wanted.motion_key is None and wanted.key_bias is None:
         return

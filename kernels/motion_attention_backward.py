@@ -14,6 +14,7 @@ from motarfuse.kernels.motion_attention_forward import UNSPECIALIZED
 from motarfuse.kernels.motion_attention_tiles import (
     add_extras,
     head_of,
+    inverse_or_zero,
     load_motion,
     load_tile,
     query_extras,
@@ -40,13 +41,13 @@ def rebuilt(scores, lse, inverse, log2_scale, EXACT: tl.constexpr):
 
 @triton.jit
 def _query_step(
-    query, grad_out, query_high, query_low, lse, inverse, delta, key_rows, value_rows, extra_rows, key_offsets,
+    query, grad_out, query_high, query_low, lse, inverse, delta, row_sum, key_rows, value_rows, extra_rows, key_offsets,
     value_offsets, extra_offsets, keys_left, log2_scale, grad_query, grad_motion, DTYPE: tl.constexpr,
     COMPUTE: tl.constexpr, PRECISION: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     MOTION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, EXTRA: tl.constexpr, SUM_DELTA: tl.constexpr,
     GRAD_QUERY: tl.constexpr, GRAD_MOTION: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
-    """A tile of keys adds to grad_query (BLOCK_M, BLOCK_D), grad_motion (BLOCK_M, BLOCK_R), or to delta (BLOCK_M,)."""
+    """A tile of keys adds to grad_query (BLOCK_M, BLOCK_D), grad_motion (BLOCK_M, BLOCK_R), or to sums of rows."""
     key = load_tile(key_rows + key_offsets, keys_left, BLOCK_N, BLOCK_D, HEAD_DIM, MASKED)
     value = load_tile(value_rows + value_offsets, keys_left, BLOCK_N, BLOCK_D, HEAD_DIM, MASKED)
     scores = tl.dot(query, tl.trans(key), input_precision=PRECISION, out_dtype=COMPUTE)
@@ -59,19 +60,20 @@ def _query_step(
     grad_weight = tl.dot(grad_out, tl.trans(value), input_precision=PRECISION, out_dtype=COMPUTE)
     if SUM_DELTA:
         delta += tl.sum(weight * grad_weight, 1)
+        row_sum += tl.sum(weight, 1)
     else:
         grad_scores = (weight * (grad_weight - delta[:, None])).to(DTYPE)  # (BLOCK_M, BLOCK_N)
         if GRAD_QUERY:
             grad_query = tl.dot(grad_scores, key, grad_query, input_precision=PRECISION, out_dtype=COMPUTE)
         if GRAD_MOTION:
             grad_motion = tl.dot(grad_scores, key_high, grad_motion, input_precision=PRECISION, out_dtype=COMPUTE)
-    return delta, grad_query, grad_motion
+    return delta, row_sum, grad_query, grad_motion
 
 
 @triton.jit
 def _over_keys(
-    query, grad_out, query_high, query_low, lse, inverse, delta, key, value, extra, key_n, value_n, key_offsets,
-    value_offsets, extra_offsets, num_keys, log2_scale, grad_query, grad_motion, DTYPE: tl.constexpr,
+    query, grad_out, query_high, query_low, lse, inverse, delta, row_sum, key, value, extra, key_n, value_n,
+    key_offsets, value_offsets, extra_offsets, num_keys, log2_scale, grad_query, grad_motion, DTYPE: tl.constexpr,
     COMPUTE: tl.constexpr, PRECISION: tl.constexpr, ALIGNED: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr, MOTION: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr, EXTRA: tl.constexpr,
     SUM_DELTA: tl.constexpr, GRAD_QUERY: tl.constexpr, GRAD_MOTION: tl.constexpr,
@@ -79,20 +81,20 @@ def _over_keys(
     """`_query_step` for all keys, the last tile masked."""
     whole = num_keys // BLOCK_N * BLOCK_N
     for start in range(0, whole, BLOCK_N):
-        delta, grad_query, grad_motion = _query_step(
-            query, grad_out, query_high, query_low, lse, inverse, delta, row_of(key, start, key_n, ALIGNED),
+        delta, row_sum, grad_query, grad_motion = _query_step(
+            query, grad_out, query_high, query_low, lse, inverse, delta, row_sum, row_of(key, start, key_n, ALIGNED),
             row_of(value, start, value_n, ALIGNED), row_of(extra, start, 2 * BLOCK_R, False), key_offsets,
             value_offsets, extra_offsets, BLOCK_N, log2_scale, grad_query, grad_motion, DTYPE, COMPUTE, PRECISION,
             HEAD_DIM, BLOCK_D, MOTION, BLOCK_R, BLOCK_N, EXTRA, SUM_DELTA, GRAD_QUERY, GRAD_MOTION, False,
         )  # fmt: skip
     if whole < num_keys:
-        delta, grad_query, grad_motion = _query_step(
-            query, grad_out, query_high, query_low, lse, inverse, delta, row_of(key, whole, key_n, ALIGNED),
+        delta, row_sum, grad_query, grad_motion = _query_step(
+            query, grad_out, query_high, query_low, lse, inverse, delta, row_sum, row_of(key, whole, key_n, ALIGNED),
             row_of(value, whole, value_n, ALIGNED), row_of(extra, whole, 2 * BLOCK_R, False), key_offsets,
             value_offsets, extra_offsets, num_keys - whole, log2_scale, grad_query, grad_motion, DTYPE, COMPUTE,
             PRECISION, HEAD_DIM, BLOCK_D, MOTION, BLOCK_R, BLOCK_N, EXTRA, SUM_DELTA, GRAD_QUERY, GRAD_MOTION, True,
         )  # fmt: skip
-    return delta, grad_query, grad_motion
+    return delta, row_sum, grad_query, grad_motion
 
 
 @triton.jit(do_not_specialize=BACKWARD_UNSPECIALIZED)
@@ -111,7 +113,7 @@ def motion_attention_bwd_query_kernel(
     motion_query_b, motion_query_h, motion_query_n, motion_query_r,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, ALIGNED: tl.constexpr, PACKED: tl.constexpr,
     EXTRA_PER_HEAD: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MOTION: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, NEED_DELTA: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program takes BLOCK_M queries of one head through tiles of BLOCK_N keys."""
     batch, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
@@ -139,8 +141,7 @@ def motion_attention_bwd_query_kernel(
     tl.store(kept + num_padded_queries, delta)
     GRAD_QUERY: tl.constexpr = p_grad_query is not None
     GRAD_MOTION: tl.constexpr = (p_grad_motion is not None) or (p_grad_scale is not None)
-    SUM_DELTA: tl.constexpr = EXACT and NEED_DELTA
-    if GRAD_QUERY or GRAD_MOTION or SUM_DELTA:
+    if GRAD_QUERY or GRAD_MOTION or EXACT:
         query = row_of(head_of(p_query, batch, head, query_b, query_h, ALIGNED), first, query_n, ALIGNED)
         query += tile_offsets(query_n, query_d, BLOCK_M, BLOCK_D, ALIGNED)
         b_query = load_tile(query, left, BLOCK_M, BLOCK_D, HEAD_DIM, True)
@@ -170,20 +171,26 @@ def motion_attention_bwd_query_kernel(
             extra_offsets = tl.arange(0, BLOCK_N)[:, None] * (2 * BLOCK_R) + tl.arange(0, BLOCK_R)[None, :]
         grad_query = tl.zeros((BLOCK_M, BLOCK_D), COMPUTE)
         grad_motion = tl.zeros((BLOCK_M, BLOCK_R), COMPUTE)
-        if SUM_DELTA:  # out is rounded, which costs float32's gradients half of their accuracy: sum it anew
-            delta, grad_query, grad_motion = _over_keys(
-                b_query, b_grad_out, query_high, query_low, lse, inverse, tl.zeros((BLOCK_M,), COMPUTE), key, value,
-                extra, key_n, value_n, key_offsets, value_offsets, extra_offsets, num_keys, log2_scale, grad_query,
-                grad_motion, DTYPE, COMPUTE, PRECISION, ALIGNED, HEAD_DIM, BLOCK_D, MOTION, BLOCK_R, BLOCK_N, EXTRA,
-                True, GRAD_QUERY, GRAD_MOTION,
+        row_sum = tl.zeros((BLOCK_M,), COMPUTE)
+        if EXACT:
+            # out is rounded, and so are the forward's sums, which costs float32's gradients half of their accuracy: a
+            # pass of its own sums delta, and the weights as they are rebuilt here.
+            delta, row_sum, grad_query, grad_motion = _over_keys(
+                b_query, b_grad_out, query_high, query_low, lse, inverse, tl.zeros((BLOCK_M,), COMPUTE), row_sum, key,
+                value, extra, key_n, value_n, key_offsets, value_offsets, extra_offsets, num_keys, log2_scale,
+                grad_query, grad_motion, DTYPE, COMPUTE, PRECISION, ALIGNED, HEAD_DIM, BLOCK_D, MOTION, BLOCK_R,
+                BLOCK_N, EXTRA, True, GRAD_QUERY, GRAD_MOTION,
             )  # fmt: skip
+            correction = inverse_or_zero(row_sum)
+            delta, inverse = delta * correction, inverse * correction
             tl.store(kept + num_padded_queries, delta)
+            tl.store(kept + 2 * num_padded_queries, inverse)
         if GRAD_QUERY or GRAD_MOTION:
-            delta, grad_query, grad_motion = _over_keys(
-                b_query, b_grad_out, query_high, query_low, lse, inverse, delta, key, value, extra, key_n, value_n,
-                key_offsets, value_offsets, extra_offsets, num_keys, log2_scale, grad_query, grad_motion, DTYPE,
-                COMPUTE, PRECISION, ALIGNED, HEAD_DIM, BLOCK_D, MOTION, BLOCK_R, BLOCK_N, EXTRA, False, GRAD_QUERY,
-                GRAD_MOTION,
+            delta, row_sum, grad_query, grad_motion = _over_keys(
+                b_query, b_grad_out, query_high, query_low, lse, inverse, delta, row_sum, key, value, extra, key_n,
+                value_n, key_offsets, value_offsets, extra_offsets, num_keys, log2_scale, grad_query, grad_motion,
+                DTYPE, COMPUTE, PRECISION, ALIGNED, HEAD_DIM, BLOCK_D, MOTION, BLOCK_R, BLOCK_N, EXTRA, False,
+                GRAD_QUERY, GRAD_MOTION,
             )  # fmt: skip
         if GRAD_QUERY:
             target = row_of(

@@ -85,6 +85,11 @@ def test_the_plan_names_every_stage_of_every_operator(tmp_path: Path, monkeypatc
     assert by_name["bench part_moments"].command[-2:] == ("--csv", str(tmp_path / "part_moments.csv"))
     assert not by_name["bench part_moments"].must_end
     assert by_name["memcheck part_moments"].must_end
+    tune = by_name["tune motion_attention"]
+    assert tune.command[:3] == ("python", "-m", "benchmarks.tune_motion_attention")
+    assert tune.command[-2:] == ("--csv", str(tmp_path / "motion_attention_tuning.csv"))
+    assert (tune.skip, tune.must_end) == ("", False)
+    assert by_name["tune part_moments"].skip == "nothing is to be tuned"
     assert "kns=part_moments" in by_name["racecheck part_moments"].command
     seconds = dict(zip(names, shares(stages, 540), strict=True))
     assert sum(seconds.values()) == pytest.approx(540)
@@ -108,6 +113,13 @@ def test_a_dry_run_shows_the_plan_anywhere(capsys: pytest.CaptureFixture[str]) -
     assert "motion_attention" not in out
 
 
+def test_tuning_is_off_unless_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--dry-run", "--only", "motion_attention"]
+    for tune in (False, True):
+        assert gpu_run.main([*arguments, *(["--tune"] if tune else [])]) == 0
+        assert ("tune_motion_attention" in capsys.readouterr().out) == tune
+
+
 @pytest.mark.parametrize("arguments", [["--only", "nonsense"], ["--limit", "0"], ["--stages", "cooking"]])
 def test_a_wrong_call_ends_with_status_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as error:
@@ -120,8 +132,9 @@ def test_what_an_entry_names_exists(name: str, repository: Path) -> None:
     operator = OPERATORS[name]
     for pattern in operator.tests:
         assert list(repository.glob(pattern)), pattern
-    module = operator.bench[operator.bench.index("-m") + 1]
-    assert (repository / f"{module.replace('.', '/')}.py").is_file()
+    for measuring in (operator.bench, operator.tune or operator.bench):
+        module = measuring[measuring.index("-m") + 1]
+        assert (repository / f"{module.replace('.', '/')}.py").is_file()
     sources = [*repository.glob(f"kernels/{name}*.py"), *repository.glob(f"csrc/cuda/{name}*.cu*")]
     text = "\n".join(source.read_text() for source in sources)
     # Of Triton: `def x_kernel(`; of CUDA C++, where launch bounds and template lines come between: `x_kernel(`.

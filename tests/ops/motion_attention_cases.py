@@ -131,7 +131,12 @@ def _reversed(*, keys: bool, channels: bool) -> Function:
         flips |= {"key": [2], "value": [2], "motion_key": [2], "key_bias": [-1]}
     for name in ("query", "key", "motion_query", "motion_key") if channels else ():
         flips[name] = [*flips[name], 3]
-    return lambda **inputs: reference.motion_attention(**{k: v.flip(flips[k]) for k, v in inputs.items()})
+
+    def function(**inputs: torch.Tensor) -> torch.Tensor:
+        named: dict[str, Any] = {name: tensor.flip(flips[name]) for name, tensor in inputs.items()}
+        return reference.motion_attention(**named)
+
+    return function
 
 
 EAGERS = [_reversed(keys=keys, channels=channels) for keys in (False, True) for channels in (False, True)]
