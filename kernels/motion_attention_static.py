@@ -13,7 +13,8 @@ from motarfuse.kernels._static import StaticCase
 # Batch, heads, length, head dim, motion channels.
 HALF_SHAPES = (
     (64, 12, 129, 64, 10), (64, 12, 138, 64, 10), (64, 12, 211, 64, 10), (64, 12, 243, 64, 10), (64, 3, 129, 32, 10),
-    (16, 12, 1032, 64, 12), (16, 12, 1032, 64, 0), (16, 3, 1032, 32, 12), (64, 16, 257, 80, 10), (16, 8, 1032, 128, 16),
+    (64, 3, 243, 32, 10), (16, 12, 1032, 64, 12), (16, 12, 1032, 64, 0), (16, 3, 1032, 32, 12), (64, 16, 257, 80, 10),
+    (16, 8, 1032, 128, 16),
 )  # fmt: skip
 FLOAT_SHAPES = ((16, 3, 1032, 32, 12), (16, 12, 1032, 64, 12), (16, 8, 1032, 128, 12))
 # Of float32, whose kernels are compiled three times to prove that all products are made of three.

@@ -164,7 +164,7 @@ SHORT: dict[ShortEntry, ShortOptions] = {}
 _KEY_TILES = (
     (16, (16, 0, 0)), (32, (32, 0, 0)), (64, (64, 0, 0)), (80, (64, 16, 0)), (96, (64, 32, 0)), (128, (128, 0, 0)),
     (144, (128, 16, 0)), (160, (128, 32, 0)), (192, (128, 64, 0)), (208, (128, 64, 16)), (224, (128, 64, 32)),
-    (256, (128, 128, 0)),
+    (256, (128, 64, 64)),
 )  # fmt: skip
 # Longest sequence of the short path; tcgen05's tensor memory holds no more tiles of scores.
 _SHORT_KEYS = {80: 144, 90: 256, 100: 144}

@@ -43,6 +43,10 @@ DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" 
 HALF = DTYPES[1:]
 
 
+# On a GPU every specialisation is compiled first, which takes seconds: a run in a hurry leaves out what is slow there.
+thorough = pytest.mark.slow if DEVICE == "cuda" else pytest.mark.filterwarnings()
+
+
 def reference_of(inputs: dict[str, Any]) -> torch.Tensor:
     return reference.motion_attention(**inputs)
 
@@ -75,16 +79,22 @@ SHAPES = [
     square(65, heads=3, hidden=True),
     square(65, heads=1, hidden=True),
 ]
+CORE = {Shape(8, 128, hidden=True), square(129), square(211), square(138, batch=2, bias="batch", hidden=True)}
 LONG = [square(516, heads=1, channels=12), Shape(40, 1104, heads=1), Shape(1032, 33, heads=1)]
 GPU_ONLY = [square(1032), square(1104, batch=2, heads=3), square(4096, heads=1), Shape(5, 32768), Shape(32768, 5)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [*SHAPES, *LONG, *(GPU_ONLY if DEVICE == "cuda" else [])], ids=str)
+@pytest.mark.parametrize("shape", [
+    *(pytest.param(shape, marks=() if shape in CORE else thorough) for shape in SHAPES),
+    *LONG,
+    *(GPU_ONLY if DEVICE == "cuda" else []),
+], ids=str)  # fmt: skip
 def test_outputs_and_all_gradients_keep_the_rule(shape: Shape, dtype: torch.dtype) -> None:
     check(triton, inputs_of(shape, dtype, DEVICE))
 
 
+@thorough
 @pytest.mark.parametrize("length", [16, 32, 60, 80, 96, 144, 160, 192, 208, 224, 243, 256])
 def test_every_cut_of_the_short_forward_keeps_the_rule(length: int) -> None:
     plan = table.short_plan(90, True, 32, 1, length, length)
@@ -135,6 +145,7 @@ LAYOUTS = [
 ]
 
 
+@thorough
 @pytest.mark.parametrize("dtype", DTYPES[:2], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
 def test_views_with_other_strides_are_taken_as_they_are(layout: Any, dtype: torch.dtype) -> None:
@@ -155,6 +166,7 @@ def test_the_result_is_what_the_next_projection_reads_without_a_copy() -> None:
 # Gradients -----------------------------------------------------------------------------------------------------------
 
 
+@thorough
 @pytest.mark.parametrize(
     "wanted", [(name,) for name in NAMES] + [("value", "key_bias"), ("motion_key", "query")], ids=str
 )
@@ -190,6 +202,7 @@ def test_derivatives_are_those_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(function, leaves, fast_mode=True, atol=1e-6, rtol=1e-4)
 
 
+@thorough
 def test_hidden_rows_are_zero_and_have_no_gradient() -> None:
     for dtype in DTYPES:
         for length in (66, 300):
@@ -200,6 +213,7 @@ def test_hidden_rows_are_zero_and_have_no_gradient() -> None:
             assert all(value.isfinite().all() for value in result.values())
 
 
+@thorough
 def test_large_scores_and_biases_are_stable() -> None:
     for dtype in DTYPES:
         for length in (66, 300):
@@ -316,6 +330,7 @@ def test_a_call_compiles_into_one_graph_with_gradients() -> None:
         torch.testing.assert_close(result[name], value)
 
 
+@thorough
 def test_other_batches_and_lengths_are_compiled_once_more_at_most() -> None:
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -339,6 +354,7 @@ def test_every_architecture_has_tiles_for_every_kernel() -> None:
                     assert kernels.PADDING % found.block_n == 0
 
 
+@thorough
 def test_tiles_can_be_replaced_for_a_while() -> None:
     entry = table.Entry(problem.architecture_of(torch.device(DEVICE)), "forward", False, 32)
     inputs = inputs_of(square(66, width=32), torch.float32, DEVICE)

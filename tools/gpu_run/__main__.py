@@ -63,7 +63,7 @@ def plan(chosen: Mapping[str, Operator], kinds: Sequence[str], rows: Path, pytho
         files = [file for one in chosen.values() for pattern in one.tests for file in sorted(REPOSITORY.glob(pattern))]
         names = () if len(chosen) == len(OPERATORS) else tuple(str(file.relative_to(REPOSITORY)) for file in files)
         skip = "" if files else "there are no test files"
-        command = (python, "-m", "pytest", "-m", "gpu", "-v", "-rfE", *names)
+        command = (python, "-m", "pytest", "-m", "gpu and not slow", "-v", "-rfE", *names)
         stages.append(Stage("tests", command, WEIGHTS["tests"], skip=skip))
     if "tune" in kinds:
         for name, one in chosen.items():

@@ -32,6 +32,7 @@ OPERATORS = {
         bench=("-m", "benchmarks.bench_motion_attention", "--device", "cuda"),
         sanitize=("-m", "benchmarks.bench_motion_attention", "--device", "cuda", "--check"),
         kernels=("motion_attention", "sum_heads_kernel"),
+        tune=("-m", "benchmarks.tune_motion_attention"),
         weight=3.0,
     ),
     "part_moments": Operator(
