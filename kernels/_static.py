@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-DEMANDS = frozenset({"no_spills", "wgmma", "tf32x3", "ieee"})
+DEMANDS = frozenset({"no_spills", "matrix", "wgmma", "tf32x3", "ieee"})
 _TYPES = {
     "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
     "bool": "i1", "uint8": "u8", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64",
@@ -27,7 +27,9 @@ class StaticCase(NamedTuple):
         constants: Values of the ``constexpr`` arguments, and of those that a launch specialises to None or 1.
         divisible: Arguments that a launch finds divisible by 16: pointers to aligned memory, strides.
         num_warps, num_stages, maxnreg: Options of the launch.
-        expects: Demands that fail the report, of `DEMANDS`. ``no_spills``: no local memory. ``wgmma``: Hopper's matrix
+        expects: Demands that fail the report, of `DEMANDS`. ``no_spills``: no local memory.
+            ``matrix``: matrix instructions of any kind, which a program that cannot run, such as one with more tensor
+            memory than there is, is compiled without. ``wgmma``: Hopper's matrix
             instructions, for architecture 90. ``tf32x3``: three times the matrix instructions of ``twin``. ``ieee``: no
             matrix instructions at all.
         trips: How often each loop runs when it is reached, in the order of their beginnings in the program. They

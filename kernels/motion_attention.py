@@ -78,7 +78,7 @@ def forward_launches(problem: Problem, out: torch.Tensor, lse: torch.Tensor) -> 
         yield launch
     tiles = p.tiles("forward")
     yield p.launch(
-        motion_attention_fwd_kernel, (triton.cdiv(p.queries, tiles.block_m), heads),
+        motion_attention_fwd_kernel, (triton.cdiv(p.queries, tiles.block_m) * heads,),
         {**inputs, "p_extra": extra, "num_padded": p.padded_keys}, tiles,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n,
     )  # fmt: skip
@@ -92,7 +92,7 @@ def key_extras(p: Problem) -> tuple[torch.Tensor, Launch]:
     extra = p.query.new_empty((p.batch, p.extra_heads, p.padded_keys, 2, p.block_r))
     motion = {f"motion_{axis}": p.strides[f"motion_key_{axis}"] for axis in "bhnr"}
     launch = p.launch(
-        motion_attention_key_extras_kernel, (p.padded_keys // PADDING, p.batch * p.extra_heads),
+        motion_attention_key_extras_kernel, (p.padded_keys // PADDING * p.batch * p.extra_heads,),
         {"p_motion": p.motion_key, "p_key_bias": p.key_bias, "p_extra": extra, "num_padded": p.padded_keys,
          "num_heads": p.extra_heads, **motion}, _EXTRAS_TILES, ROWS=PADDING,
     )  # fmt: skip
@@ -103,7 +103,7 @@ def query_extras(p: Problem) -> tuple[torch.Tensor, Launch]:
     """The extra channels of queries, for the kernel over keys, and what writes them."""
     extra = p.query.new_empty((p.batch, p.heads, p.padded_queries, 2, p.block_r))
     launch = p.launch(
-        motion_attention_query_extras_kernel, (p.padded_queries // PADDING, p.batch * p.heads),
+        motion_attention_query_extras_kernel, (p.padded_queries // PADDING * p.batch * p.heads,),
         {"p_motion_query": p.motion_query, "p_motion_scale": p.motion_scale, "p_extra": extra}, _EXTRAS_TILES,
         ROWS=PADDING,
     )  # fmt: skip
@@ -162,7 +162,7 @@ def backward_launches(
     inputs |= {"p_grad_out": grad_out, **strides_of("grad_out", grad_out, True)}
     tiles = p.tiles("backward_query")
     yield p.launch(
-        motion_attention_bwd_query_kernel, (p.padded_queries // tiles.block_m, heads),
+        motion_attention_bwd_query_kernel, (p.padded_queries // tiles.block_m * heads,),
         {**inputs, "p_motion_query": p.motion_query, "p_motion_scale": p.motion_scale, "p_out": out, "p_lse": lse,
          "p_grad_query": wanted.query, "p_grad_motion": wanted.motion_query, "p_grad_scale": wanted.motion_scale,
          **strides_of("out", out, True), **strides_of("grad_query", wanted.query, True)}, tiles,
@@ -180,7 +180,7 @@ def backward_launches(
     for part in passes:
         if any(one is not None for one in (part.key, part.value, part.motion_key, part.key_bias)):
             yield p.launch(
-                motion_attention_bwd_key_kernel, (triton.cdiv(p.keys, tiles.block_n), heads),
+                motion_attention_bwd_key_kernel, (triton.cdiv(p.keys, tiles.block_n) * heads,),
                 {**inputs, "p_query_extra": query_extra, "p_grad_key": part.key, "p_grad_value": part.value,
                  "p_grad_motion": part.motion_key, "p_grad_bias": part.key_bias,
                  **strides_of("grad_key", part.key, True), **strides_of("grad_value", part.value, True)}, tiles,
@@ -258,7 +258,7 @@ def sum_heads(per_head: torch.Tensor, result: torch.Tensor) -> Launch:
     length = math.prod(per_head.shape[2:])
     block = 1024
     return Launch(
-        sum_heads_kernel, (triton.cdiv(length, block), batch),
+        sum_heads_kernel, (triton.cdiv(length, block) * batch,),
         {"p_parts": per_head, "p_sum": result, "num_heads": heads, "length": length},
         {"COMPUTE": TYPES[per_head.dtype], "BLOCK": block}, {"num_warps": 4},
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Motion attention backward for any length: one kernel over queries, one over keys, no atomics.
 
-With P = exp2(S log2 e - lse), delta = rowsum(dout out) and dS = P (dout v^T - delta): the first kernel accumulates
+With P = exp2(S log2 e - lse), delta = rowsum(dout out) and dS = P (dout v^T - delta) (in float32: P from the maximum
+and the sum of its row, delta = rowsum(P dout v^T) summed in a pass of its own), the first kernel accumulates
 dq = scale dS k and dS m_k over the keys, the second dv = P^T dout, dk = scale dS^T q and dS^T a over the queries, where
 a are the extra channels of `motion_attention_tiles`: its motion channels give dmotion_key, its ones the column sums of
 dS, which are dkey_bias.
@@ -17,6 +18,7 @@ from motarfuse.kernels.motion_attention_tiles import (
     inverse_or_zero,
     load_motion,
     load_tile,
+    program_of,
     query_extras,
     row_of,
     store_tile,
@@ -106,7 +108,7 @@ def motion_attention_bwd_query_kernel(
     p_rows,  # (B, H, 3, num_padded_queries), written: statistics as forward has them, delta between; no weight beyond N
     p_grad_query,  # (B, H, N, d) or null
     p_grad_motion,  # (B, H, N, R), of each head and with lambda, or null
-    p_grad_scale,  # (B, H, num_programs(0)), sums over a tile's queries, or null
+    p_grad_scale,  # (B, H, tiles), sums over a tile's queries, or null
     num_heads, num_queries, num_keys, num_padded_queries, num_padded_keys, scale,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
     out_b, out_h, out_n, grad_out_b, grad_out_h, grad_out_n, grad_query_b, grad_query_h, grad_query_n,
@@ -116,8 +118,8 @@ def motion_attention_bwd_query_kernel(
     BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program takes BLOCK_M queries of one head through tiles of BLOCK_N keys."""
-    batch, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
-    first = tl.program_id(0) * BLOCK_M
+    both, tile, tiles = program_of(num_padded_queries, BLOCK_M)
+    batch, head, first = both // num_heads, both % num_heads, tile * BLOCK_M
     left = num_queries - first
     rows = tl.arange(0, BLOCK_M)
     out = row_of(head_of(p_out, batch, head, out_b, out_h, True), first, out_n, True)
@@ -127,14 +129,14 @@ def motion_attention_bwd_query_kernel(
     b_grad_out = load_tile(grad_out, left, BLOCK_M, BLOCK_D, HEAD_DIM, True)
     delta = tl.sum(b_out.to(COMPUTE) * b_grad_out.to(COMPUTE), 1)  # rowsum(P dP), by way of out
     EXACT: tl.constexpr = DTYPE == COMPUTE
-    kept = p_rows + tl.program_id(1).to(tl.int64) * 3 * num_padded_queries + first + rows
+    kept = p_rows + both.to(tl.int64) * 3 * num_padded_queries + first + rows
     if EXACT:
-        statistics = p_lse + tl.program_id(1).to(tl.int64) * 2 * num_queries + first + rows
+        statistics = p_lse + both.to(tl.int64) * 2 * num_queries + first + rows
         lse = tl.load(statistics, mask=rows < left, other=0.0)
         inverse = tl.load(statistics + num_queries, mask=rows < left, other=0.0)
         tl.store(kept + 2 * num_padded_queries, inverse)
     else:
-        statistics = p_lse + tl.program_id(1).to(tl.int64) * num_queries + first + rows
+        statistics = p_lse + both.to(tl.int64) * num_queries + first + rows
         lse = tl.load(statistics, mask=rows < left, other=float("inf"))
         inverse = lse
     tl.store(kept, lse)
@@ -166,7 +168,7 @@ def motion_attention_bwd_query_kernel(
             query_high, query_low = query_extras(motion, strength / scale, BLOCK_M, BLOCK_R, MOTION, DTYPE, COMPUTE)
             extra_head = batch
             if EXTRA_PER_HEAD:
-                extra_head = tl.program_id(1)
+                extra_head = both
             extra = p_extra + extra_head.to(tl.int64) * num_padded_keys * 2 * BLOCK_R
             extra_offsets = tl.arange(0, BLOCK_N)[:, None] * (2 * BLOCK_R) + tl.arange(0, BLOCK_R)[None, :]
         grad_query = tl.zeros((BLOCK_M, BLOCK_D), COMPUTE)
@@ -199,7 +201,7 @@ def motion_attention_bwd_query_kernel(
             target += tile_offsets(grad_query_n, 1, BLOCK_M, BLOCK_D, True)
             store_tile(target, grad_query * scale, left, BLOCK_M, BLOCK_D, HEAD_DIM, True)
         if p_grad_motion is not None:
-            target = p_grad_motion + (tl.program_id(1).to(tl.int64) * num_queries + first) * MOTION
+            target = p_grad_motion + (both.to(tl.int64) * num_queries + first) * MOTION
             target += rows[:, None] * MOTION + tl.arange(0, BLOCK_R)[None, :]
             store_tile(target, grad_motion * strength, left, BLOCK_M, BLOCK_R, MOTION, True)
         if p_grad_scale is not None:
@@ -209,7 +211,7 @@ def motion_attention_bwd_query_kernel(
             grad_motion = tl.where(tl.arange(0, BLOCK_R)[None, :] < MOTION, grad_motion, 0.0)
             # Flat: a sum over channels and then over rows does not compile for sm_100 (Triton 3.7.1).
             total = tl.sum(tl.reshape(motion * grad_motion, (BLOCK_M * BLOCK_R,)), 0)
-            tl.store(p_grad_scale + tl.program_id(1).to(tl.int64) * tl.num_programs(0) + tl.program_id(0), total)
+            tl.store(p_grad_scale + both.to(tl.int64) * tiles + tile, total)
 
 
 @triton.jit(do_not_specialize=BACKWARD_UNSPECIALIZED)
@@ -222,8 +224,8 @@ def motion_attention_query_extras_kernel(
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """The extra channels of queries, once for all tiles of keys."""
-    batch, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
-    first = tl.program_id(0) * ROWS
+    both, tile, _ = program_of(num_padded_queries, ROWS)
+    batch, head, first = both // num_heads, both % num_heads, tile * ROWS
     factor = 1.0 / scale
     if p_motion_scale is not None:
         factor = tl.load(p_motion_scale + head).to(COMPUTE) / scale
@@ -234,7 +236,7 @@ def motion_attention_query_extras_kernel(
         pointer, motion_query_n, motion_query_r, num_queries - first, ROWS, BLOCK_R, MOTION, PACKED, COMPUTE
     )
     high, low = query_extras(motion, factor, ROWS, BLOCK_R, MOTION, DTYPE, COMPUTE)
-    extra = p_extra + (tl.program_id(1).to(tl.int64) * num_padded_queries + first) * 2 * BLOCK_R
+    extra = p_extra + (both.to(tl.int64) * num_padded_queries + first) * 2 * BLOCK_R
     offsets = tl.arange(0, ROWS)[:, None] * (2 * BLOCK_R) + tl.arange(0, BLOCK_R)[None, :]
     tl.store(extra + offsets, high)
     tl.store(extra + offsets + BLOCK_R, low)
@@ -292,8 +294,8 @@ def motion_attention_bwd_key_kernel(
     BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program takes BLOCK_N keys of one head through tiles of BLOCK_M queries."""
-    batch, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
-    first = tl.program_id(0) * BLOCK_N
+    both, tile, _ = program_of(num_keys, BLOCK_N)
+    batch, head, first = both // num_heads, both % num_heads, tile * BLOCK_N
     left = num_keys - first
     key = row_of(head_of(p_key, batch, head, key_b, key_h, ALIGNED), first, key_n, ALIGNED)
     key += tile_offsets(key_n, key_d, BLOCK_N, BLOCK_D, ALIGNED)
@@ -309,7 +311,7 @@ def motion_attention_bwd_key_kernel(
     if EXTRA:
         extra_head = batch
         if EXTRA_PER_HEAD:
-            extra_head = tl.program_id(1)
+            extra_head = both
         extra = p_extra + (extra_head.to(tl.int64) * num_padded_keys + first) * 2 * BLOCK_R
         extra += tl.arange(0, BLOCK_N)[:, None] * (2 * BLOCK_R) + tl.arange(0, BLOCK_R)[None, :]
         key_high, key_low = tl.load(extra), tl.load(extra + BLOCK_R)
@@ -319,9 +321,9 @@ def motion_attention_bwd_key_kernel(
     grad_out_offsets = tile_offsets(grad_out_n, 1, BLOCK_M, BLOCK_D, True)
     query_extra, query_extra_offsets = query, query_offsets
     if MOTION > 0:
-        query_extra = p_query_extra + tl.program_id(1).to(tl.int64) * num_padded_queries * 2 * BLOCK_R
+        query_extra = p_query_extra + both.to(tl.int64) * num_padded_queries * 2 * BLOCK_R
         query_extra_offsets = tl.arange(0, BLOCK_M)[:, None] * (2 * BLOCK_R) + tl.arange(0, BLOCK_R)[None, :]
-    kept = p_rows + tl.program_id(1).to(tl.int64) * 3 * num_padded_queries + tl.arange(0, BLOCK_M)
+    kept = p_rows + both.to(tl.int64) * 3 * num_padded_queries + tl.arange(0, BLOCK_M)
     log2_scale = scale * 1.4426950408889634
     grad_key = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
     grad_value = tl.zeros((BLOCK_N, BLOCK_D), COMPUTE)
@@ -355,12 +357,12 @@ def motion_attention_bwd_key_kernel(
         store_tile(target, grad_value, left, BLOCK_N, BLOCK_D, HEAD_DIM, True)
     keys = tl.arange(0, BLOCK_N)
     if p_grad_motion is not None:
-        target = p_grad_motion + (tl.program_id(1).to(tl.int64) * num_keys + first) * MOTION
+        target = p_grad_motion + (both.to(tl.int64) * num_keys + first) * MOTION
         target += keys[:, None] * MOTION + tl.arange(0, BLOCK_R)[None, :]
         store_tile(target, grad_extra * scale, left, BLOCK_N, BLOCK_R, MOTION, True)
     if p_grad_bias is not None:
         column = tl.sum(tl.where(tl.arange(0, BLOCK_R)[None, :] == MOTION, grad_extra, 0.0), 1)
-        target = p_grad_bias + tl.program_id(1).to(tl.int64) * num_keys + first + keys
+        target = p_grad_bias + both.to(tl.int64) * num_keys + first + keys
         tl.store(target, column.to(p_grad_bias.dtype.element_ty), mask=keys < left)
 
 
@@ -372,10 +374,11 @@ def sum_heads_kernel(
     COMPUTE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Sums over heads in their order: gradients of what heads share."""
-    inside = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    parts = p_parts + tl.program_id(1).to(tl.int64) * num_heads * length + inside
+    batch, tile, _ = program_of(length, BLOCK)
+    inside = tile * BLOCK + tl.arange(0, BLOCK)
+    parts = p_parts + batch.to(tl.int64) * num_heads * length + inside
     total = tl.zeros((BLOCK,), COMPUTE)
     for head in range(num_heads):
         total += tl.load(parts + (tl.full((), 0, tl.int64) + head) * length, mask=inside < length, other=0.0)
-    target = p_sum + tl.program_id(1).to(tl.int64) * length + inside
+    target = p_sum + batch.to(tl.int64) * length + inside
     tl.store(target, total.to(p_sum.dtype.element_ty), mask=inside < length)

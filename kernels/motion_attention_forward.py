@@ -13,6 +13,7 @@ from motarfuse.kernels.motion_attention_tiles import (
     load_key_bias,
     load_motion,
     load_tile,
+    program_of,
     query_extras,
     row_of,
     store_statistics,
@@ -38,8 +39,8 @@ def motion_attention_key_extras_kernel(
     ROWS: tl.constexpr,
 ):  # fmt: skip
     """The extra channels of keys, once for all tiles of queries; keys from num_keys to num_padded are hidden."""
-    batch, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
-    first = tl.program_id(0) * ROWS
+    both, tile, _ = program_of(num_padded, ROWS)
+    batch, head, first = both // num_heads, both % num_heads, tile * ROWS
     motion = None
     if MOTION > 0:
         pointer = row_of(head_of(p_motion, batch, head, motion_b, motion_h, False), first, motion_n, False)
@@ -48,7 +49,7 @@ def motion_attention_key_extras_kernel(
         p_key_bias += batch.to(tl.int64) * key_bias_b + head.to(tl.int64) * key_bias_h
     bias = load_key_bias(p_key_bias, first, num_keys, key_bias_m, scale, ROWS, COMPUTE)
     high, low = key_extras(motion, bias, ROWS, BLOCK_R, MOTION, DTYPE, COMPUTE)
-    extra = p_extra + (tl.program_id(1).to(tl.int64) * num_padded + first) * 2 * BLOCK_R
+    extra = p_extra + (both.to(tl.int64) * num_padded + first) * 2 * BLOCK_R
     offsets = tl.arange(0, ROWS)[:, None] * (2 * BLOCK_R) + tl.arange(0, BLOCK_R)[None, :]
     tl.store(extra + offsets, high)
     tl.store(extra + offsets + BLOCK_R, low)
@@ -69,8 +70,8 @@ def motion_attention_fwd_kernel(
     BLOCK_R: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A program takes BLOCK_M queries of one head through tiles of BLOCK_N keys."""
-    batch, head = tl.program_id(1) // num_heads, tl.program_id(1) % num_heads
-    first = tl.program_id(0) * BLOCK_M
+    both, tile, _ = program_of(num_queries, BLOCK_M)
+    batch, head, first = both // num_heads, both % num_heads, tile * BLOCK_M
     queries_left = num_queries - first
     query = row_of(head_of(p_query, batch, head, query_b, query_h, ALIGNED), first, query_n, ALIGNED)
     query += tile_offsets(query_n, query_d, BLOCK_M, BLOCK_D, ALIGNED)
@@ -95,7 +96,7 @@ def motion_attention_fwd_kernel(
         query_high, query_low = query_extras(motion, factor, BLOCK_M, BLOCK_R, MOTION, DTYPE, COMPUTE)
         extra_head = batch
         if EXTRA_PER_HEAD:
-            extra_head = tl.program_id(1)
+            extra_head = both
         extra = p_extra + extra_head.to(tl.int64) * num_padded * 2 * BLOCK_R
         extra_offsets = tl.arange(0, BLOCK_N)[:, None] * (2 * BLOCK_R) + tl.arange(0, BLOCK_R)[None, :]
     row_max = tl.full((BLOCK_M,), -float("inf"), COMPUTE)
@@ -140,7 +141,7 @@ def motion_attention_fwd_kernel(
     store_tile(out, b_out * inverse_or_zero(row_sum)[:, None], queries_left, BLOCK_M, BLOCK_D, HEAD_DIM, True)
     EXACT: tl.constexpr = DTYPE == COMPUTE
     if EXACT:
-        statistics = p_lse + tl.program_id(1).to(tl.int64) * 2 * num_queries
+        statistics = p_lse + both.to(tl.int64) * 2 * num_queries
     else:
-        statistics = p_lse + tl.program_id(1).to(tl.int64) * num_queries
+        statistics = p_lse + both.to(tl.int64) * num_queries
     store_statistics(statistics, row_max, row_sum, log2_scale, first, num_queries, BLOCK_M, EXACT)

@@ -2,7 +2,7 @@
 
 A head's keys lie in up to three tiles, together hardly longer than the sequence (129 = 128 + 16). Queries come in exact
 tiles of BLOCK_M; what is left over is a narrow tile whose products are transposed, with the queries on the side of the
-matrix units that is 8 wide. Softmax sees whole rows: no running maximum, nothing to rescale.
+matrix units that is 8 wide. With one or two tiles softmax sees whole rows: no running maximum, nothing to rescale.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def motion_attention_short_fwd_kernel(
     key_bias_b, key_bias_h, key_bias_m,
     DTYPE: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, ALIGNED: tl.constexpr, PACKED: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MOTION: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_M: tl.constexpr, REST: tl.constexpr,  # a tile of queries; the narrow one for N % BLOCK_M of them, or 0
-    KEYS_0: tl.constexpr, KEYS_1: tl.constexpr, KEYS_2: tl.constexpr,  # tiles of keys, 0 for none; the last is masked
+    BLOCK_M: tl.constexpr, REST: tl.constexpr,  # queries of a tile; of a narrow one for the last N % BLOCK_M, or 0
+    # Tiles of keys, 0 for none, the last of them masked; with three of them REST is 0.
+    KEYS_0: tl.constexpr, KEYS_1: tl.constexpr, KEYS_2: tl.constexpr,
 ):  # fmt: skip
     """A program takes every num_programs(1)-th tile of queries of one head, the last program the rest as well."""
     batch, head = tl.program_id(0) // num_heads, tl.program_id(0) % num_heads
@@ -188,9 +189,6 @@ def motion_attention_short_fwd_kernel(
             if KEYS_1 > 0:
                 rest_1 = _scores(key_1, high_1, low_1, b_query, high, low, DTYPE, COMPUTE, PRECISION, MOTION, True)
                 rest_max = tl.maximum(rest_max, tl.max(rest_1, 0))
-            if KEYS_2 > 0:
-                rest_2 = _scores(key_2, high_2, low_2, b_query, high, low, DTYPE, COMPUTE, PRECISION, MOTION, True)
-                rest_max = tl.maximum(rest_max, tl.max(rest_2, 0))
             rest_shift = subtractable(rest_max)
             rest_weight = exponential(rest_0, rest_shift[None, :], log2_scale, False)
             rest_sum = tl.sum(rest_weight, 0)
@@ -202,12 +200,6 @@ def motion_attention_short_fwd_kernel(
                 rest_sum += tl.sum(rest_weight, 0)
                 rest_out = tl.dot(
                     tl.trans(value_1), rest_weight.to(DTYPE), rest_out, input_precision=PRECISION, out_dtype=COMPUTE
-                )
-            if KEYS_2 > 0:
-                rest_weight = exponential(rest_2, rest_shift[None, :], log2_scale, False)
-                rest_sum += tl.sum(rest_weight, 0)
-                rest_out = tl.dot(
-                    tl.trans(value_2), rest_weight.to(DTYPE), rest_out, input_precision=PRECISION, out_dtype=COMPUTE
                 )
             rest_out = tl.trans(rest_out * inverse_or_zero(rest_sum)[None, :])
             pointers = row_of(out, whole, out_n, True) + tile_offsets(out_n, 1, REST, BLOCK_D, True)

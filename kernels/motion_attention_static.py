@@ -70,7 +70,7 @@ def _case(launch: launchers.Launch, name: str, shape: Sequence[int], p: launcher
         short_name += " without value"
     expects = {"no_spills"} if p.half else set()
     if "BLOCK_D" in constants:
-        expects |= {"wgmma"} if p.half and p.architecture == 90 else set()
+        expects |= {"matrix", "wgmma"} if p.half and p.architecture == 90 else {"matrix"}
         expects |= {"tf32x3"} if p.dtype == torch.float32 and shape == PROVEN_SHAPE else set()
     return StaticCase.of_call(
         f"motion_attention {short_name} {name}",

@@ -70,7 +70,7 @@ TABLE: dict[Entry, Tiles] = {
     **_rows(
         80, False,
         forward=(Tiles(64, 32, 4, 2), Tiles(64, 16, 4, 2), Tiles(16, 32, 4, 1)),
-        backward_query=(Tiles(32, 32, 4, 1), Tiles(64, 16, 4, 1), Tiles(64, 16, 8, 1)),
+        backward_query=(Tiles(32, 32, 4, 1), Tiles(64, 16, 4, 1), Tiles(32, 16, 4, 1)),
         backward_key=(Tiles(32, 64, 8, 1), Tiles(16, 64, 8, 1), Tiles(16, 32, 8, 1, passes=2)),
     ),
     # wgmma: accumulators in registers, operands in shared memory.
@@ -94,8 +94,8 @@ TABLE: dict[Entry, Tiles] = {
         100, True,
         # 128, 150, 214: 256, 256 and 512 columns.
         forward=(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 2)),
-        # 106, 157, 153: 256 columns; with 32 channels 64 keys spill 8 bytes.
-        backward_query=(Tiles(64, 32, 4, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 2)),
+        # 106, 128, 153: at most 256 columns; prefetched tiles of 64 keys spill 8 and 16 bytes.
+        backward_query=(Tiles(64, 32, 4, 2), Tiles(64, 64, 4, 1), Tiles(64, 32, 4, 2)),
         # 172, 134, 126: 256 columns.
         backward_key=(Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 1)),
     ),

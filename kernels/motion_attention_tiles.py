@@ -2,9 +2,9 @@
 
 The bias lambda_h m_q m_k + key_bias enters the matrix product of the scores as BLOCK_R more channels, which costs no
 instruction per score: S / scale = q k + a b with a = [lambda_h / scale m_q, 1, 1, 1], b = [m_k, key_bias / scale]. In
-half types both are split into hi + lo, and a_hi b_hi + a_hi b_lo + a_lo b_hi is accurate to float32. A key's bias is
-split into three numbers that lie in b_lo, which meets a_hi = 1 alone, so that -inf hides a key without a NaN (0 times
--inf).
+half types both are split into hi + lo, and a_hi b_hi + a_hi b_lo + a_lo b_hi errs by about 2^-16 of a term in bfloat16
+and 2^-22 in float16, where one product errs by 2^-8 and 2^-11. A key's bias is split into three numbers that lie in
+b_lo, which meets a_hi = 1 alone, so that -inf hides a key without a NaN (0 times -inf).
 
 Strides: ALIGNED says that channels lie one after the other and that all other strides are multiples of 8 elements; they
 are then passed divided by 8, because the compiler only believes in 16-byte accesses that it sees in the arithmetic.
@@ -14,6 +14,13 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def program_of(length, BLOCK: tl.constexpr):
+    """Which head (of batch times heads), which of its tiles, how many it has; one axis, because others end at 65535."""
+    tiles = tl.cdiv(length, BLOCK)
+    return tl.program_id(0) // tiles, tl.program_id(0) % tiles, tiles
 
 
 @triton.jit

@@ -138,7 +138,7 @@ def row(**changes: Any) -> table.Row:
 
 class TestDemands:
     def test_a_kernel_that_meets_them_passes(self) -> None:
-        assert table.failures(row(), {"no_spills", "wgmma"}) == []
+        assert table.failures(row(), {"no_spills", "matrix", "wgmma"}) == []
         assert table.failures(row(matrix=24), {"tf32x3"}, 8) == []
         assert table.failures(row(matrix=0), {"ieee"}) == []
 
@@ -148,6 +148,7 @@ class TestDemands:
             ({"spill_bytes": 8}, "no_spills", "8 bytes of local memory"),
             ({"local": 1}, "no_spills", "local memory"),
             ({"hgmma": 0}, "wgmma", "no HGMMA (8 other"),
+            ({"matrix": 0}, "matrix", "no matrix instruction at all"),
             ({}, "ieee", "8 matrix instructions, which are not exact"),
             ({"matrix": 16}, "tf32x3", "not three times the 8"),
             ({"matrix": 8}, "tf32x3", "not three times the 8"),
@@ -464,7 +465,7 @@ class TestToyKernel:
             "no type (sm_90) has no type of scale",
             "unknown (sm_90) has a type, value or divisibility of bias, which toy_kernel does not take",
             "no value (sm_90) has no value of TILE",
-            "demand (sm_90) demands fast, which is none of ieee, no_spills, tf32x3, wgmma",
+            "demand (sm_90) demands fast, which is none of ieee, matrix, no_spills, tf32x3, wgmma",
             "old (sm_75) is for an architecture that is none of 80, 90, 100",
             "no twin (sm_90) demands tf32x3 and has no twin",
             "two cases are called toy bf16 (sm_90)",

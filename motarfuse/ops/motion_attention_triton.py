@@ -24,7 +24,8 @@ _WIDTHS = (32, 64, 80, 96, 128)
 
 def backward(grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, *others: Any) -> tuple[torch.Tensor, ...]:
     """Gradients by the kernel that fits; both have the schema of ``motarfuse::motion_attention_backward``."""
-    if takes_cuda_backward(query, key):
+    extras = [one for one in others[1:5] if one is not None]
+    if takes_cuda_backward(query, key) and all(one.dtype in (query.dtype, torch.float32) for one in extras):
         return torch.ops.motarfuse.motion_attention_backward(grad_out, query, key, *others)
     return kernels.backward(grad_out, query, key, *others)
 

@@ -134,6 +134,8 @@ def failures(row: Row, expects: Iterable[str], twin: int | None = None) -> list[
     for demand in sorted(expects):
         if demand == "no_spills" and (row.spill_bytes or row.local):
             found.append(f"spills: {row.spill_bytes} bytes of local memory moved, {row.registers} registers")
+        elif demand == "matrix" and row.matrix == 0:
+            found.append("has no matrix instruction at all")
         elif demand == "wgmma" and not row.hgmma and row.architecture.startswith("sm_90"):
             found.append(f"has no HGMMA ({row.matrix} other matrix instructions)")
         elif demand == "ieee" and row.matrix:
