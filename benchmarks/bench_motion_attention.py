@@ -296,7 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--only", default="", help="comma-separated words of case names: N129, R8, B64, N8+128")
-    parser.add_argument("--modes", default=",".join((*MODES, MEMORY)), help="comma-separated")
+    parser.add_argument(
+        "--modes", default=",".join((*MODES, MEMORY)), help=f"comma-separated, of {', '.join((*MODES, MEMORY))}"
+    )
     parser.add_argument("--turns", type=int, default=21, help="samples of each implementation")
     parser.add_argument("--flex", action="store_true", help="compile FlexAttention for every case, not for two")
     parser.add_argument("--check", action="store_true", help="compare the operator on small odd cases, time nothing")
@@ -304,8 +306,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--cpu-time", action="store_true", help="one thread by its CPU time, on a shared machine")
     parser.add_argument("--csv", type=Path, help="append rows to this file, as they are measured")
     args = parser.parse_args(arguments)
+    if unknown := set(args.modes.split(",")) - {*MODES, MEMORY}:
+        parser.error(f"unknown modes {', '.join(sorted(unknown))}; known: {', '.join((*MODES, MEMORY))}")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        print("--device cuda needs an NVIDIA GPU, and torch sees none here")
+        return 3
     torch.set_num_threads(1 if args.cpu_time else args.threads)
     where = environment(torch.device(args.device), time.thread_time if args.cpu_time else time.perf_counter)
+    print(f"{where['device']}, torch {where['torch']}", flush=True)
     try:
         for rows in run(args):
             if args.csv:

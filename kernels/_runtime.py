@@ -29,7 +29,7 @@ def reasons_against_triton(device_type: str) -> list[str]:
     elif _numpy_breaks_interpreter() and interpreted():
         reasons.append("Triton before 3.7 cannot interpret with numpy 2.4 or later: pip install 'triton>=3.7'")
     if device_type == "cpu" and not interpreted():
-        reasons.append("it takes CPU tensors under TRITON_INTERPRET=1 only")
+        reasons.append("it takes CPU tensors under TRITON_INTERPRET=1 only (for tests, and slow)")
     elif device_type == "cuda" and not torch.cuda.is_available():
         reasons.append("torch sees no CUDA device")
     elif device_type not in ("cpu", "cuda"):

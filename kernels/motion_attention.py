@@ -45,6 +45,8 @@ def not_supported_reasons(request: Any) -> list[str]:
     width = query.shape[3]
     if width % 8 or not 16 <= width <= 128:
         reasons.append(f"it takes head dims that are multiples of 8 from 16 to 128, got {width}")
+    if query.dtype == torch.bfloat16 and interpreted():
+        reasons.append("Triton's interpreter cannot compute in bfloat16 (it can in float16, float32, float64)")
     if query.dtype == torch.float64 and not interpreted():
         reasons.append("it has no kernel for query of dtype float64 (it has float16, bfloat16, float32)")
     if query.shape[2] > MAX_LENGTH or key.shape[2] > MAX_LENGTH:

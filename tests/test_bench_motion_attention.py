@@ -159,3 +159,14 @@ def test_a_variant_that_cannot_be_timed_is_left_out_if_that_is_asked_for() -> No
     assert left_out == {"fails": "ValueError: not here"}
     with pytest.raises(ValueError, match="not here"):
         measure({"fails": fails}, CPU, turns=2)
+
+
+def test_unknown_modes_and_a_missing_gpu_are_said_before_anything_is_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--modes", "fwd,forward"])
+    assert "unknown modes forward; known: fwd, bwd, full, memory" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert bench.main(["--device", "cuda"]) == 3
+        assert "needs an NVIDIA GPU" in capsys.readouterr().out

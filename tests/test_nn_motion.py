@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -251,3 +252,18 @@ def test_part_pool_is_its_operator() -> None:
     tokens, logits = torch.randn(2, 7, 5), torch.randn(2, 4, 7)
     for got, wanted in zip(PartPool()(tokens, logits), part_pool(tokens, logits), strict=True):
         assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    "given", [torch.zeros(2, 5, 8), torch.ones(2, 5, dtype=torch.bool)], ids=["descriptor", "mask"]
+)
+def test_a_tensor_in_the_place_of_motion_is_refused_with_what_to_give(given: torch.Tensor) -> None:
+    tokens = torch.zeros(2, 5, 16)
+    calls: list[Any] = [
+        lambda: MotionAttention(16, 2)(tokens, given),
+        lambda: MotionAttention(16, 2, motion=False)(tokens, given),
+        lambda: MotionCrossAttention(16, 2)(tokens, tokens, None, given),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match="motion must be a TokenMotion, got Tensor"):
+            call()

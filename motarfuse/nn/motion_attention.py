@@ -23,7 +23,7 @@ class TokenMotion(NamedTuple):
     """What attention knows of N tokens beside their content; what is None does not enter.
 
     Attributes:
-        descriptor: (B, N, C) motion descriptor m, C <= 12.
+        descriptor: (B, N, C) motion descriptor m, C <= 14, or 12 with times.
         moving: (B, N) g, 1 for tokens that have motion and 0 for those that have none, such as a class token; None: all
             have. What the descriptor of a token without motion holds does not matter, if it is finite.
         foreground: (B, N) in [0, 1], M_fg; 1 for tokens that are not to be damped.
@@ -320,12 +320,19 @@ class MotionCrossAttention(nn.Module):
         key, value = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         bias = {}
         if motion is not None or context_motion is not None:
-            bias = _bias(self.motion_bias, motion or TokenMotion(), context_motion or TokenMotion())
+            given = [TokenMotion() if one is None else one for one in (motion, context_motion)]
+            bias = _bias(self.motion_bias, *given)
         return self.proj(motion_attention(query, key, value, **bias).transpose(1, 2).flatten(2))
 
 
 def _bias(layer: _MotionBias | None, queries: TokenMotion, keys: TokenMotion) -> dict[str, Any]:
     """The operator's keyword arguments; without a layer of strengths only tokens can be hidden."""
+    for motion in (queries, keys):
+        if not isinstance(motion, TokenMotion):
+            raise TypeError(
+                f"motion must be a TokenMotion, got {type(motion).__name__}; TokenMotion(descriptor) has a descriptor "
+                "(B, N, C), TokenMotion(visible=mask) hides tokens"
+            )
     if layer is not None:
         return layer(queries, keys)
     if any(value is not None for tokens in (queries, keys) for value in tokens[:4]):

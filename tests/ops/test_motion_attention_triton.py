@@ -297,6 +297,13 @@ def test_what_the_kernels_do_not_take_is_said(change: dict[str, Any], reason: st
         ops.motion_attention(query, key, key, scale=sizes.get("scale"), impl="triton")
 
 
+def test_the_interpreter_refuses_bfloat16() -> None:
+    if DEVICE == "cuda":
+        pytest.skip("nothing is interpreted on a GPU")
+    with pytest.raises(RuntimeError, match="interpreter cannot compute in bfloat16"):
+        triton(**inputs_of(square(5), torch.bfloat16))
+
+
 def test_auto_never_takes_the_interpreter() -> None:
     if DEVICE == "cuda":
         pytest.skip("nothing is interpreted on a GPU")
