@@ -36,6 +36,8 @@ from motarfuse.kernels.motion_attention_short import motion_attention_short_fwd_
 
 QUERY, KEY, VALUE, MOTION_QUERY, MOTION_KEY, MOTION_SCALE, KEY_BIAS = (1 << bit for bit in range(7))
 MAX_LENGTH = 32768
+# Motion and bias are divided by it, in half numbers too.
+MAX_SCALE = 1024
 
 
 def not_supported_reasons(request: Any) -> list[str]:
@@ -51,8 +53,8 @@ def not_supported_reasons(request: Any) -> list[str]:
         reasons.append("it has no kernel for query of dtype float64 (it has float16, bfloat16, float32)")
     if query.shape[2] > MAX_LENGTH or key.shape[2] > MAX_LENGTH:
         reasons.append(f"it takes up to {MAX_LENGTH} queries and keys, got {query.shape[2]} and {key.shape[2]}")
-    if not request.options["scale"] > 0:
-        reasons.append(f"it takes scales above 0, got {request.options['scale']}")
+    if not 1 / MAX_SCALE <= request.options["scale"] <= MAX_SCALE:
+        reasons.append(f"it takes scales from 1/{MAX_SCALE} to {MAX_SCALE}, got {request.options['scale']}")
     if request.device.type == "cuda" and torch.cuda.is_available():
         gpu = torch.cuda.get_device_properties(request.device)  # torch.compile knows this one
         if gpu.major < 8:
@@ -66,7 +68,7 @@ def forward_launches(problem: Problem, out: torch.Tensor, lse: torch.Tensor) -> 
     inputs: dict[str, Any] = {"p_query": p.query, "p_key": p.key, "p_value": p.value, "p_motion_query": p.motion_query}
     inputs |= {"p_motion_scale": p.motion_scale, "p_out": out, "p_lse": lse, **strides_of("out", out, True)}
     heads = p.batch * p.heads
-    plan = table.short_plan(p.architecture, p.half, p.block_d, heads, p.queries, p.keys)
+    plan = table.short_plan(p.architecture, p.half, p.block_d, heads, p.queries, p.keys, p.block_r)
     if plan is not None:
         yield p.launch(
             motion_attention_short_fwd_kernel, (heads, plan.programs),
@@ -207,6 +209,8 @@ def backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of the seven tensors, (0,) where ``needs`` has none; packed: query, key and value in one."""
     p = Problem(query, key, value, motion_query, motion_key, motion_scale, key_bias, scale)
+    for index, tensor in enumerate((motion_query, motion_key, motion_scale, key_bias)):
+        needs &= ~0 if tensor is not None else ~(MOTION_QUERY << index)
     results = [query.new_empty((0,)) for _ in range(7)]  # not one for all: results of an operator may not alias
     if packed:
         results[0] = query.new_empty((p.batch, p.queries, 3, p.heads, p.width))

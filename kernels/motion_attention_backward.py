@@ -132,7 +132,7 @@ def motion_attention_bwd_query_kernel(
     kept = p_rows + both.to(tl.int64) * 3 * num_padded_queries + first + rows
     if EXACT:
         statistics = p_lse + both.to(tl.int64) * 2 * num_queries + first + rows
-        lse = tl.load(statistics, mask=rows < left, other=0.0)
+        lse = tl.load(statistics, mask=rows < left, other=float("inf"))  # exp2(-inf): no weight, whatever the bias
         inverse = tl.load(statistics + num_queries, mask=rows < left, other=0.0)
         tl.store(kept + 2 * num_padded_queries, inverse)
     else:

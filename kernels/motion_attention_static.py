@@ -10,13 +10,18 @@ from motarfuse.kernels import motion_attention as launchers
 from motarfuse.kernels import motion_attention_table as table
 from motarfuse.kernels._static import StaticCase
 
-# Batch, heads, length, head dim, motion channels.
+# Batch, heads, queries, keys, head dim, motion channels.
 HALF_SHAPES = (
-    (64, 12, 129, 64, 10), (64, 12, 138, 64, 10), (64, 12, 211, 64, 10), (64, 12, 243, 64, 10), (64, 3, 129, 32, 10),
-    (64, 3, 243, 32, 10), (16, 12, 1032, 64, 12), (16, 12, 1032, 64, 0), (16, 3, 1032, 32, 12), (64, 16, 257, 80, 10),
-    (16, 8, 1032, 128, 16),
+    (64, 12, 129, 129, 64, 10), (64, 12, 138, 138, 64, 10), (64, 12, 211, 211, 64, 10), (64, 12, 243, 243, 64, 10),
+    (64, 12, 243, 243, 64, 16), (64, 3, 129, 129, 32, 10), (64, 3, 243, 243, 32, 10), (16, 12, 1032, 1032, 64, 12),
+    (16, 12, 1032, 1032, 64, 0), (16, 12, 1032, 1032, 64, 16), (16, 3, 1032, 1032, 32, 12), (16, 3, 1032, 1032, 32, 16),
+    (64, 16, 257, 257, 80, 10), (16, 8, 1032, 1032, 128, 16),
+    # Every cut of the short forward, with 32 and 16 extra channels, with and without queries left over.
+    *((64, 12, 64 + rest, keys, 64, 16) for keys in table.SHORT_LENGTHS for rest in (0, 16, 32)),
+    *((64, 3, keys, keys, 32, 16) for keys in table.SHORT_LENGTHS),
+    *((64, 12, keys, keys, 64, 10) for keys in table.SHORT_LENGTHS),
 )  # fmt: skip
-FLOAT_SHAPES = ((16, 3, 1032, 32, 12), (16, 12, 1032, 64, 12), (16, 8, 1032, 128, 12))
+FLOAT_SHAPES = ((16, 3, 1032, 1032, 32, 12), (16, 12, 1032, 1032, 64, 12), (16, 8, 1032, 1032, 128, 12))
 # Of float32, whose kernels are compiled three times to prove that all products are made of three.
 PROVEN_SHAPE = FLOAT_SHAPES[1]
 
@@ -39,24 +44,26 @@ def _compiled_as(case: StaticCase) -> str:
 
 
 def cases_of(shape: Sequence[int], dtype: torch.dtype, architecture: int) -> Iterator[StaticCase]:
-    """The kernels of a forward and of a backward with all gradients, of self-attention from a packed projection."""
-    batch, heads, length, width, motion = shape
+    """The kernels of a forward and of a backward with all gradients, of slices of packed projections."""
+    batch, heads, queries, keys, width, motion = shape
 
     def empty(*sizes: int, of: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(*sizes, dtype=of, device="meta")
 
-    qkv = empty(batch, length, 3, heads, width, of=dtype).permute(2, 0, 3, 1, 4)
-    motions = [empty(batch, 1, length, motion) if motion else None for _ in range(2)]
+    qkv = [empty(batch, rows, 3, heads, width, of=dtype).permute(2, 0, 3, 1, 4) for rows in (queries, keys)]
+    motions = [empty(batch, 1, rows, motion) if motion else None for rows in (queries, keys)]
     strength = empty(heads) if motion else None
-    p = launchers.Problem(*qkv.unbind(0), *motions, strength, empty(batch, heads, length), width**-0.5, architecture)
-    out, lse = launchers.rows_first(p.query, length), empty(*launchers.statistics_shape(p.query))
-    name = f"{str(dtype).removeprefix('torch.')} {batch}x{heads}x{length}x{width} R{motion}"
+    bias = empty(batch, heads, keys)
+    p = launchers.Problem(qkv[0][0], qkv[1][1], qkv[1][2], *motions, strength, bias, width**-0.5, architecture)
+    out, lse = launchers.rows_first(p.query, queries), empty(*launchers.statistics_shape(p.query))
+    lengths = f"{queries}" if queries == keys else f"{queries}+{keys}"
+    name = f"{str(dtype).removeprefix('torch.')} {batch}x{heads}x{lengths}x{width} R{motion}"
     launches = list(launchers.forward_launches(p, out, lse))
-    rows = [launchers.rows_first(p.query, length) for _ in range(3)]
-    small = launchers.per_head(p, [empty(0), empty(0), empty(heads), empty(batch, heads, length)], needs=127)
+    rows = [launchers.rows_first(p.query, length) for length in (queries, keys, keys)]
+    small = launchers.per_head(p, [empty(0), empty(0), empty(heads), bias], needs=127)
     wanted = launchers.Gradients(*rows, *small)
-    launches += launchers.backward_launches(p, launchers.rows_first(p.query, length), out, lse, wanted)
-    launches.append(launchers.sum_heads(empty(batch, heads, length, max(motion, 1)), empty(batch, 1, length, motion)))
+    launches += launchers.backward_launches(p, launchers.rows_first(p.query, queries), out, lse, wanted)
+    launches.append(launchers.sum_heads(empty(batch, heads, keys, max(motion, 1)), empty(batch, 1, keys, motion)))
     for launch in launches:
         yield _case(launch, name, shape, p)
 

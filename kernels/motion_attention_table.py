@@ -97,8 +97,8 @@ TABLE: dict[Entry, Tiles] = {
         forward=(Tiles(64, 64, 4, 3), Tiles(64, 64, 4, 2), Tiles(128, 64, 8, 2)),
         # 108, 128, 154: at most 256 columns; prefetched tiles of 64 keys spill 8 and 16 bytes.
         backward_query=(Tiles(64, 32, 4, 2), Tiles(64, 64, 4, 1), Tiles(64, 32, 4, 2)),
-        # 168, 130, 126: 256 columns.
-        backward_key=(Tiles(64, 64, 4, 2), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 1)),
+        # 150, 130, 126: 256 columns; with 32 channels 64 queries spill beside 16 channels of motion.
+        backward_key=(Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 2), Tiles(32, 64, 4, 1)),
     ),
     **_rows(
         100, False,
@@ -167,8 +167,12 @@ _KEY_TILES = (
     (144, (128, 16, 0)), (160, (128, 32, 0)), (192, (128, 64, 0)), (208, (128, 64, 16)), (224, (128, 64, 32)),
     (256, (128, 64, 64)),
 )  # fmt: skip
+# The most keys of each row.
+SHORT_LENGTHS = tuple(limit for limit, _ in _KEY_TILES)
 # Longest sequence of the short path; tcgen05's tensor memory holds no more tiles of scores.
 _SHORT_KEYS = {80: 144, 90: 256, 100: 144}
+# The same with 32 extra channels (R >= 14), where more, and some shorter ones on the other architectures, spill.
+_WIDE_SHORT_KEYS = {80: 0, 90: 224, 100: 0}
 # Registers for the narrow tile are there with at most so many keys.
 _REST_KEYS = 144
 
@@ -184,9 +188,12 @@ def tiles(architecture: int, kernel: str, half: bool, block_d: int) -> Tiles:
     return _OVERRIDES.get(entry) or TABLE[entry]
 
 
-def short_plan(architecture: int, half: bool, block_d: int, heads: int, queries: int, keys: int) -> ShortPlan | None:
+def short_plan(
+    architecture: int, half: bool, block_d: int, heads: int, queries: int, keys: int, block_r: int = 16
+) -> ShortPlan | None:
     """How the short path takes ``heads`` (batch times heads) of these lengths; None where it does not."""
-    if not half or block_d > 64 or not 0 < keys <= _SHORT_KEYS[architecture] or queries > 256:
+    longest = (_SHORT_KEYS if block_r == 16 else _WIDE_SHORT_KEYS)[architecture]
+    if not half or block_d > 64 or not 0 < keys <= longest or queries > 256:
         return None
     key_tiles = next(found for limit, found in _KEY_TILES if keys <= limit)
     left_over = queries % 64

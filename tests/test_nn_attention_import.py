@@ -342,3 +342,23 @@ def test_a_layer_taken_over_is_scaled_dot_product_attention() -> None:
     )
     expected = given.out_proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
     torch.testing.assert_close(layer(tokens), expected)
+
+
+def test_inference_exports_with_a_dynamic_batch_and_compiles_once_for_all_batches() -> None:
+    """The backend that auto takes without gradients must not depend on sizes that are symbols."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layer = MotionAttention(DIM, HEADS).eval()
+    counter = CompileCounterWithBackend("eager")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend=counter)
+    descriptor, foreground = torch.randn(6, 129, 8), torch.rand(6, 129)
+    with torch.no_grad():
+        example = (torch.randn(2, 129, DIM), TokenMotion(descriptor[:2], foreground=foreground[:2]))
+        batch = torch.export.Dim("batch", min=1, max=512)
+        shapes = ({0: batch}, TokenMotion({0: batch}, None, {0: batch}, None, None))
+        exported = torch.export.export(layer, example, dynamic_shapes=shapes, strict=False).module()
+        for size in (2, 6, 3, 5, 4):
+            tokens, motion = torch.randn(size, 129, DIM), TokenMotion(descriptor[:size], foreground=foreground[:size])
+            for run in (exported, compiled):
+                torch.testing.assert_close(run(tokens, motion), layer(tokens, motion), rtol=1e-4, atol=1e-5)
+    assert counter.frame_count == 1

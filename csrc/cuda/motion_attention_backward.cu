@@ -95,11 +95,13 @@ Plan make_plan(const AttentionCall& call, const SharedMemory& memory) {
 
 template <class T, int D>
 void launch_backward(const AttentionCall& call, int32_t device, cudaStream_t stream) {
-  const Plan plan = make_plan<D>(call, shared_memory_of(device));
+  const SharedMemory memory = shared_memory_of(device);
+  const Plan plan = make_plan<D>(call, memory);
   if (plan.wanted == 0) return;
+  // Of the function in this process: the same for every call, so that a thread cannot lower what another launches with.
   const cudaError_t error =
       cudaFuncSetAttribute(reinterpret_cast<const void*>(&motion_attention_backward_kernel<T, D>),
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.bytes));
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, memory.block);
   STD_TORCH_CHECK(error == cudaSuccess, "motarfuse: ", cudaGetErrorString(error));
   const unsigned blocks = static_cast<unsigned>(call.batch * call.heads);
   motion_attention_backward_kernel<T, D><<<blocks, plan.threads(), plan.bytes, stream>>>(call, plan);

@@ -83,8 +83,9 @@ def motion_attention(
     library's backward is). CUDA graphs capture it; it never waits for the device.
 
     Precision: half types accumulate in float32; the motion product and the key bias are accurate to float32 beside half
-    query and key too (hi + lo). In float16, motion_scale / scale * motion and key_bias / scale must be below 65504 in
-    size. Beside half types, gradients of float32 motion and bias are sums of products of half numbers.
+    query and key too (hi + lo). Beside half types, gradients of float32 motion and bias are sums of products of half
+    numbers. In float16, motion_scale / scale * motion must be below 65504 in size and key_bias below 65504 scale; a
+    finite key_bias below -65504 scale counts as -inf (in other types: below -1e30 scale).
 
     Cost, N queries and M keys of each head: 4 N M d + 2 N M R FLOP forward, 10 N M d + 6 N M R backward at least; reads
     query, key, value and the bias once or once a tile, writes out and (B, H, N) statistics. No N x M tensor.

@@ -105,7 +105,8 @@ def sdpa_reasons(request: Request) -> list[str]:
 def sdpa_is_faster(request: Request) -> bool:
     """Whether ``impl="auto"`` should take SDPA before the reference.
 
-    On a CPU: in float32 and half types, where no gradient is asked for, and not for short sequences with a bias.
+    On a CPU: in float32 and half types, where no gradient is asked for, and not for short sequences with a bias, nor in
+    compiled graphs.
 
     Time of the reference over SDPA's, float32 on one and two cores of an EPYC (Zen 4), R = 10, 12 heads of 64 and 3 of
     32, forward, medians (in brackets forward and backward):
@@ -124,6 +125,8 @@ def sdpa_is_faster(request: Request) -> bool:
         return False
     if request.device.type != "cpu":
         return True
+    if torch.compiler.is_compiling() or not all(isinstance(size, int) for size in (*query.shape, key.shape[2])):
+        return False  # a choice by size would guard a graph's dynamic batch and length
     if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in request.tensors.values()):
         return False
     if request.tensors["motion_query"] is None and request.tensors["key_bias"] is None:
@@ -232,10 +235,10 @@ def _bias_channels(key_bias: torch.Tensor, scale: float, dtype: torch.dtype) -> 
     bias = key_bias.to(compute_dtype(key_bias))
     limit = _FARTHEST.get(dtype, _FARTHEST_ELSE)
     split = dtype in HALF_DTYPES
-    if split:
-        # Softmax does not see a constant of the row, and half types have no digits to spare for one.
-        largest = bias.amax(dim=-1, keepdim=True)
-        bias = bias - largest.masked_fill(largest == -torch.inf, 0.0)
+    # Softmax does not see a constant of the row, and neither half types nor the log-sum that a library keeps for its
+    # backward have digits to spare for one.
+    largest = bias.amax(dim=-1, keepdim=True)
+    bias = bias - largest.masked_fill(largest == -torch.inf, 0.0)
     bias = (bias[:, None] if bias.ndim == 2 else bias)[..., None] / scale
     return _halves(bias, dtype, limit) if split else [bias.clamp(-limit, limit).to(dtype)]
 

@@ -221,6 +221,16 @@ def test_large_scores_and_biases_are_stable() -> None:
             inputs["motion_scale"] = inputs["motion_scale"] * 16
             inputs["key_bias"] = inputs["key_bias"] * 50 - 100
             check(triton, inputs, wanted=())
+            for offset in (
+                100.0,
+                1e4 if dtype == torch.float32 else 4e3,
+            ):  # rows beyond the queries, whose scores are the bias alone, must weigh nothing
+                inputs["key_bias"] = torch.zeros_like(inputs["key_bias"])
+                inputs["key_bias"][..., 3::7] = offset
+                result = outputs_and_gradients(triton, inputs)
+                expected = outputs_and_gradients(reference.motion_attention, inputs)
+                for name, value in result.items():
+                    torch.testing.assert_close(value, expected[name], rtol=0.02, atol=0.3, msg=name)
 
 
 def test_the_second_derivative_is_refused() -> None:
@@ -286,7 +296,8 @@ def test_empty_dimensions(batch: int, heads: int, queries: int, keys: int, chann
     [
         ({"width": 20}, "head dims that are multiples of 8 from 16 to 128, got 20"),
         ({"width": 136}, "head dims that are multiples of 8 from 16 to 128, got 136"),
-        ({"scale": -0.5}, "scales above 0, got -0.5"),
+        ({"scale": -0.5}, "scales from 1/1024 to 1024, got -0.5"),
+        ({"scale": 1e-8}, "scales from 1/1024 to 1024, got 1e-08"),
         ({"queries": 32769}, "up to 32768 queries and keys, got 32769 and 5"),
     ],
 )
@@ -326,6 +337,9 @@ def test_the_operators_pass_opcheck() -> None:
     out, lse = forward(*tensors, 0.25)
     for packed, needs in ((False, 127), (True, 127), (False, 0b0100100)):
         torch.library.opcheck(backward, (torch.ones_like(out), *tensors, out, lse, 0.25, packed, needs))
+    plain = [*tensors[:3], None, None, None, None]
+    out, lse = forward(*plain, 0.25)
+    torch.library.opcheck(backward, (torch.ones_like(out), *plain, out, lse, 0.25, False, 127))
 
 
 def test_a_call_compiles_into_one_graph_with_gradients() -> None:
