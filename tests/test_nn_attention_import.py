@@ -354,8 +354,8 @@ def test_inference_exports_with_a_dynamic_batch_and_compiles_once_for_all_batche
     descriptor, foreground = torch.randn(6, 129, 8), torch.rand(6, 129)
     with torch.no_grad():
         example = (torch.randn(2, 129, DIM), TokenMotion(descriptor[:2], foreground=foreground[:2]))
-        batch = torch.export.Dim("batch", min=1, max=512)
-        shapes = ({0: batch}, TokenMotion({0: batch}, None, {0: batch}, None, None))
+        sizes: Any = {0: torch.export.Dim("batch", min=1, max=512)}  # in the places of the tensors
+        shapes = (sizes, TokenMotion(sizes, None, sizes, None, None))
         exported = torch.export.export(layer, example, dynamic_shapes=shapes, strict=False).module()
         for size in (2, 6, 3, 5, 4):
             tokens, motion = torch.randn(size, 129, DIM), TokenMotion(descriptor[:size], foreground=foreground[:size])
