@@ -34,7 +34,6 @@ from motarfuse.kernels.motion_attention_problem import (
 )
 from motarfuse.kernels.motion_attention_short import motion_attention_short_fwd_kernel
 
-QUERY, KEY, VALUE, MOTION_QUERY, MOTION_KEY, MOTION_SCALE, KEY_BIAS = (1 << bit for bit in range(7))
 MAX_LENGTH = 32768
 # Motion and bias are divided by it, in half numbers too.
 MAX_SCALE = 1024
@@ -209,8 +208,10 @@ def backward(
 ) -> tuple[torch.Tensor, ...]:
     """Gradients of the seven tensors, (0,) where ``needs`` has none; packed: query, key and value in one."""
     p = Problem(query, key, value, motion_query, motion_key, motion_scale, key_bias, scale)
-    for index, tensor in enumerate((motion_query, motion_key, motion_scale, key_bias)):
-        needs &= ~0 if tensor is not None else ~(MOTION_QUERY << index)
+    small = (motion_query, motion_key, motion_scale, key_bias)
+    for index, tensor in enumerate(small, start=3):
+        if tensor is None:
+            needs &= ~(1 << index)
     results = [query.new_empty((0,)) for _ in range(7)]  # not one for all: results of an operator may not alias
     if packed:
         results[0] = query.new_empty((p.batch, p.queries, 3, p.heads, p.width))
@@ -219,7 +220,6 @@ def backward(
         attended = [rows_first(tensor, tensor.shape[2]) for tensor in (query, key, value)]
         for index, part in enumerate(attended):
             results[index] = part if needs & (1 << index) else results[index]
-    small = (motion_query, motion_key, motion_scale, key_bias)
     for index, tensor in enumerate(small, start=3):
         if tensor is not None and needs & (1 << index):
             results[index] = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
@@ -249,7 +249,7 @@ def per_head(p: Problem, results: list[torch.Tensor], needs: int) -> list[torch.
     found: list[torch.Tensor | None] = []
     for index, (result, length) in enumerate(zip(results, lengths, strict=True)):
         shared = index == 2 or (result.numel() < p.batch * p.heads * math.prod(length))
-        if not needs & (MOTION_QUERY << index) or (index < 3 and p.motion == 0):
+        if not needs & (1 << index + 3) or (index < 3 and p.motion == 0):
             found.append(None)
         elif shared:
             found.append(p.query.new_empty((p.batch, p.heads, *length), dtype=p.compute))

@@ -23,7 +23,7 @@ from motarfuse.kernels.motion_attention_tiles import (
 
 # Values that change from call to call and must not compile a kernel of their own.
 UNSPECIALIZED = (
-    "num_heads", "num_queries", "num_keys", "num_rows", "num_padded",
+    "num_heads", "num_queries", "num_keys", "num_padded",
     "query_b", "query_h", "query_n", "key_b", "key_h", "key_n", "value_b", "value_h", "value_n", "out_b", "out_h",
     "out_n", "motion_query_b", "motion_query_h", "motion_query_n", "motion_key_b", "motion_key_h", "motion_key_n",
     "motion_b", "motion_h", "motion_n", "key_bias_b", "key_bias_h",
