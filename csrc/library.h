@@ -14,6 +14,10 @@ using torch::stable::Tensor;
 
 using MomentResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using MomentGradients = std::tuple<Tensor, Tensor>;
+using PoolResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using PoolGradients = std::tuple<Tensor, Tensor>;
+using WarpResults = std::tuple<Tensor, Tensor, Tensor>;
+using WarpGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 #define MOTARFUSE_DECLARE_PART_MOMENTS(device)                                                                    \
@@ -25,9 +29,32 @@ using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Te
       const Tensor& logits, const std::optional<Tensor>& affine, const Tensor& statistics, int64_t height,        \
       int64_t width, double temperature, bool needs_logits, bool needs_affine)
 
+#define MOTARFUSE_DECLARE_PART_POOL(device)                                                                           \
+  PoolResults part_pool_forward_##device(const Tensor& tokens, const Tensor& part_logits, bool save_statistics);      \
+  PoolGradients part_pool_backward_##device(const std::optional<Tensor>& grad_pooled,                                 \
+                                            const std::optional<Tensor>& grad_mass, const Tensor& tokens,             \
+                                            const Tensor& part_logits, const Tensor& pooled, const Tensor& total,     \
+                                            bool needs_tokens, bool needs_logits)
+
+#define MOTARFUSE_DECLARE_MOTION_WARP(device)                                                                         \
+  WarpResults motion_warp_forward_##device(                                                                           \
+      const Tensor& source, const Tensor& source_keypoints, const Tensor& source_affines,                             \
+      const Tensor& target_keypoints, const Tensor& target_affines, const Tensor& part_logits,                        \
+      const std::optional<Tensor>& source_part_logits, int64_t height, int64_t width);                                \
+  WarpGradients motion_warp_backward_##device(                                                                        \
+      const std::optional<Tensor>& grad_warped, const std::optional<Tensor>& grad_flow,                               \
+      const std::optional<Tensor>& grad_visibility, const Tensor& source, const Tensor& source_keypoints,             \
+      const Tensor& source_affines, const Tensor& target_keypoints, const Tensor& target_affines,                     \
+      const Tensor& part_logits, const std::optional<Tensor>& source_part_logits, int64_t height, int64_t width,      \
+      int64_t needs)
+
 MOTARFUSE_DECLARE_PART_MOMENTS(cpu);
+MOTARFUSE_DECLARE_PART_POOL(cpu);
+MOTARFUSE_DECLARE_MOTION_WARP(cpu);
 #if defined(MOTARFUSE_WITH_CUDA)
 MOTARFUSE_DECLARE_PART_MOMENTS(cuda);
+MOTARFUSE_DECLARE_PART_POOL(cuda);
+MOTARFUSE_DECLARE_MOTION_WARP(cuda);
 
 AttentionGradients motion_attention_backward_cuda(
     const Tensor& grad_out, const Tensor& query, const Tensor& key, const Tensor& value,

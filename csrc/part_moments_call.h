@@ -1,25 +1,14 @@
 // The host side of part_moments that both devices share: checks, allocation, and a call as plain pointers and strides.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <array>
 #include <cstdint>
 #include <optional>
 
-#include "library.h"
 #include "part_moments.h"
-#include "scalar_types.h"
+#include "views.h"
 
 namespace motarfuse {
-
-// (B, K, N): strides in elements.
-struct LogitsView {
-  void* data = nullptr;
-  ScalarType type = ScalarType::Float;
-  int64_t batch = 0, part = 0, cell = 0;
-};
 
 // (B, K, N, 2, 2): strides in elements. No data: the identity in every cell, or no gradient wanted.
 struct AffineView {
@@ -78,19 +67,14 @@ MOTARFUSE_HOST_DEVICE RowGradient<C> read_row_gradient(const MomentsCall& call, 
   return gradient;
 }
 
-inline LogitsView logits_view(const Tensor& tensor) {
-  return {tensor.data_ptr(), tensor.scalar_type(), tensor.stride(0), tensor.stride(1), tensor.stride(2)};
-}
-
 inline AffineView affine_view(const Tensor& tensor) {
   return {tensor.data_ptr(),  tensor.scalar_type(), tensor.stride(0), tensor.stride(1),
           tensor.stride(2), tensor.stride(3),     tensor.stride(4)};
 }
 
 inline void check_shape(const Tensor& tensor, std::initializer_list<int64_t> shape, const char* name) {
-  bool equal = tensor.dim() == static_cast<int64_t>(shape.size());
-  for (int64_t d = 0; equal && d < tensor.dim(); ++d) equal = tensor.size(d) == shape.begin()[d];
-  STD_TORCH_CHECK(equal, "part_moments: ", name, " has a shape that does not fit the logits and the grid");
+  STD_TORCH_CHECK(has_shape(tensor, shape), "part_moments: ", name,
+                  " has a shape that does not fit the logits and the grid");
 }
 
 // What the forward and the backward are given alike. The public function has checked all of it with better messages;

@@ -57,8 +57,21 @@ class KernelFamily:
         self._run = run
         self.native_kernels = self.define("")
 
-    def native(self, device_type: str, dtypes: Sequence[torch.dtype] = FLOAT_DTYPES) -> Backend:
-        """The backend of ``_C`` for ``"cpu"`` or ``"cuda"`` tensors whose dtype is one of ``dtypes``."""
+    def native(
+        self,
+        device_type: str,
+        dtypes: Sequence[torch.dtype] = FLOAT_DTYPES,
+        limits: Callable[[Request], list[str]] = supports_everything,
+        auto_reasons: Callable[[Request], list[str]] = supports_everything,
+    ) -> Backend:
+        """The backend of ``_C`` for ``"cpu"`` or ``"cuda"`` tensors.
+
+        Args:
+            device_type: Which of the two.
+            dtypes: What its tensors may be of.
+            limits: More reasons against a request, such as sizes.
+            auto_reasons: As of `Backend`.
+        """
         unavailable = self._native_unavailable(device_type)
 
         def not_supported_reasons(request: Request) -> list[str]:
@@ -66,9 +79,9 @@ class KernelFamily:
             if request.device.type != device_type:
                 reasons.append(f"it takes {device_type} tensors, got {request.device.type}")
             reasons += _dtype_reasons(request, dtypes)
-            return reasons + transform_reasons()
+            return reasons + limits(request) + transform_reasons()
 
-        return Backend(device_type, partial(self._run, self.native_kernels), not_supported_reasons)
+        return Backend(device_type, partial(self._run, self.native_kernels), not_supported_reasons, auto_reasons)
 
     def python(
         self,
@@ -156,6 +169,15 @@ def differentiating(requires_grad: bool) -> bool:
     In forward mode the Function raises; the kernel alone would lose the tangents.
     """
     return (requires_grad and torch.is_grad_enabled()) or forward_ad._current_level >= 0
+
+
+def keep_missing_gradients(ctx: Any) -> None:
+    """Lets a backward see None where a result was not used, instead of zeros of its size.
+
+    torch.compile cannot trace the switch; what it compiles gets zeros.
+    """
+    if not torch.compiler.is_compiling():
+        ctx.set_materialize_grads(False)
 
 
 def differentiable_once(operator: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from motarfuse.ops.backends import AUTO, Backend, Operator, Request, supports_everything
+from motarfuse.ops.kernels import (
+    KernelFamily,
+    Kernels,
+    Schema,
+    differentiable_once,
+    differentiating,
+    keep_missing_gradients,
+)
 from motarfuse.ops.validation import (
     check_grid,
     check_precisions,
@@ -108,6 +116,111 @@ def motion_warp(
     return MotionWarp(*backend.run(*everything.values(), grid=grid))
 
 
+def _fake_forward(
+    source: torch.Tensor,
+    source_keypoints: torch.Tensor,
+    source_affines: torch.Tensor,
+    target_keypoints: torch.Tensor,
+    target_affines: torch.Tensor,
+    part_logits: torch.Tensor,
+    source_part_logits: torch.Tensor | None,
+    height: int,
+    width: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    batch, cells, channels = source.shape
+    return (
+        source.new_empty((batch, cells, channels)),
+        source.new_empty((batch, cells, 2), dtype=source_keypoints.dtype),
+        source.new_empty((batch, cells), dtype=part_logits.dtype),
+    )
+
+
+def _fake_backward(
+    grad_warped: torch.Tensor | None,
+    grad_flow: torch.Tensor | None,
+    grad_visibility: torch.Tensor | None,
+    source: torch.Tensor,
+    source_keypoints: torch.Tensor,
+    source_affines: torch.Tensor,
+    target_keypoints: torch.Tensor,
+    target_affines: torch.Tensor,
+    part_logits: torch.Tensor,
+    source_part_logits: torch.Tensor | None,
+    height: int,
+    width: int,
+    needs: int,
+) -> tuple[torch.Tensor, ...]:
+    inputs = (
+        source, source_keypoints, source_affines, target_keypoints, target_affines, part_logits, source_part_logits
+    )  # fmt: skip
+    return tuple(
+        torch.empty_like(tensor) if tensor is not None and needs & (1 << bit) else source.new_empty((0,))
+        for bit, tensor in enumerate(inputs)
+    )
+
+
+class _KernelFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernels: Kernels,
+        source: torch.Tensor,
+        source_keypoints: torch.Tensor,
+        source_affines: torch.Tensor,
+        target_keypoints: torch.Tensor,
+        target_affines: torch.Tensor,
+        part_logits: torch.Tensor,
+        source_part_logits: torch.Tensor | None,
+        height: int,
+        width: int,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        inputs = (
+            source, source_keypoints, source_affines, target_keypoints, target_affines, part_logits, source_part_logits
+        )  # fmt: skip
+        warped, flow, visibility = kernels.forward(*inputs, height, width)
+        ctx.save_for_backward(*inputs)
+        ctx.kernels, ctx.height, ctx.width = kernels, height, width
+        keep_missing_gradients(ctx)
+        needs = ctx.needs_input_grad[1:8]
+        constant = [] if any(needs[1:6]) else [flow]
+        ctx.mark_non_differentiable(*constant, *([] if needs[6] else [visibility]))
+        return warped, flow, visibility
+
+    @staticmethod
+    def backward(
+        ctx: Any,
+        grad_warped: torch.Tensor | None,
+        grad_flow: torch.Tensor | None,
+        grad_visibility: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, ...]:
+        moved = grad_warped is not None or grad_flow is not None
+        used = (grad_warped is not None, *(5 * [moved]), grad_visibility is not None)
+        wanted = [need and is_used for need, is_used in zip(ctx.needs_input_grad[1:8], used, strict=True)]
+        needs = sum(1 << bit for bit, is_wanted in enumerate(wanted) if is_wanted)
+        gradients = differentiable_once(
+            "motion_warp",
+            ctx.kernels.backward,
+            grad_warped,
+            grad_flow,
+            grad_visibility,
+            *ctx.saved_tensors,
+            ctx.height,
+            ctx.width,
+            needs,
+        )
+        found = [gradient if is_wanted else None for gradient, is_wanted in zip(gradients, wanted, strict=True)]
+        return None, *found, None, None
+
+
+def _run_kernels(
+    kernels: Kernels, *inputs: torch.Tensor | None, grid: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    requires_grad = any(tensor is not None and tensor.requires_grad for tensor in inputs)
+    if not differentiating(requires_grad):
+        return kernels.forward(*inputs, *grid)
+    return _KernelFunction.apply(kernels, *inputs, *grid)
+
+
 def _example(device: torch.device) -> Request:
     shapes = {
         "source": (64, 128, 96),
@@ -122,4 +235,27 @@ def _example(device: torch.device) -> Request:
     return Request(device, tensors, {"grid": (16, 8)})
 
 
-OPERATOR = Operator("motion_warp", _example, backends=(Backend("reference", reference, supports_everything),))
+_INPUTS = (
+    "Tensor source, Tensor source_keypoints, Tensor source_affines, Tensor target_keypoints, Tensor target_affines, "
+    "Tensor part_logits, Tensor? source_part_logits, SymInt height, SymInt width"
+)
+KERNELS = KernelFamily(
+    "motion_warp",
+    forward=Schema(f"({_INPUTS}) -> (Tensor, Tensor, Tensor)", _fake_forward),
+    backward=Schema(
+        f"(Tensor? grad_warped, Tensor? grad_flow, Tensor? grad_visibility, {_INPUTS}, int needs) "
+        "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+        _fake_backward,
+    ),
+    run=_run_kernels,
+)
+
+OPERATOR = Operator(
+    "motion_warp",
+    _example,
+    backends=(
+        KERNELS.native("cuda"),
+        KERNELS.native("cpu"),
+        Backend("reference", reference, supports_everything),
+    ),
+)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from motarfuse.ops.backends import AUTO, Backend, Operator, Request, supports_everything
+from motarfuse.ops.kernels import (
+    KernelFamily,
+    Kernels,
+    Schema,
+    differentiable_once,
+    differentiating,
+    keep_missing_gradients,
+)
 from motarfuse.ops.validation import check_precisions, check_rank, check_same_device, check_shape, check_tensor
 from motarfuse.reference import part_pool as reference
+from motarfuse.reference.precision import compute_dtype
 
 
 class PartPool(NamedTuple):
@@ -59,9 +68,103 @@ def part_pool(tokens: torch.Tensor, part_logits: torch.Tensor, *, impl: str = AU
     return PartPool(*backend.run(tokens, part_logits))
 
 
+def _fake_forward(tokens: torch.Tensor, part_logits: torch.Tensor, save_statistics: bool) -> tuple[torch.Tensor, ...]:
+    batch, _, channels = tokens.shape
+    parts = part_logits.shape[1] - 1
+    compute = compute_dtype(tokens)
+    keeps = save_statistics and tokens.dtype != compute
+    return (
+        tokens.new_empty((batch, parts, channels)),
+        tokens.new_empty((batch, parts), dtype=part_logits.dtype),
+        tokens.new_empty((batch, parts) if save_statistics else (0,), dtype=compute),
+        tokens.new_empty((batch, parts, channels) if keeps else (0,), dtype=compute),
+    )
+
+
+def _fake_backward(
+    grad_pooled: torch.Tensor | None,
+    grad_mass: torch.Tensor | None,
+    tokens: torch.Tensor,
+    part_logits: torch.Tensor,
+    pooled: torch.Tensor,
+    total: torch.Tensor,
+    needs_tokens: bool,
+    needs_logits: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
+        torch.empty_like(tokens) if needs_tokens else tokens.new_empty((0,)),
+        torch.empty_like(part_logits) if needs_logits else part_logits.new_empty((0,)),
+    )
+
+
+class _KernelFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, kernels: Kernels, tokens: torch.Tensor, part_logits: torch.Tensor, save_statistics: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled, mass, total, exact = kernels.forward(tokens, part_logits, save_statistics)
+        rounded = pooled.dtype != compute_dtype(tokens)
+        ctx.save_for_backward(tokens, part_logits, exact if rounded else pooled, total)
+        ctx.kernels = kernels
+        keep_missing_gradients(ctx)
+        return pooled, mass
+
+    @staticmethod
+    def backward(
+        ctx: Any, grad_pooled: torch.Tensor | None, grad_mass: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        tokens, part_logits, pooled, total = ctx.saved_tensors
+        needs_tokens, needs_logits = ctx.needs_input_grad[1], ctx.needs_input_grad[2]
+        # Gradients of the small results: K rows an image, often expanded by a sum or a mean.
+        grad_tokens, grad_logits = differentiable_once(
+            "part_pool",
+            ctx.kernels.backward,
+            None if grad_pooled is None else grad_pooled.contiguous(),
+            None if grad_mass is None else grad_mass.contiguous(),
+            tokens,
+            part_logits,
+            pooled,
+            total,
+            needs_tokens,
+            needs_logits,
+        )
+        return None, grad_tokens if needs_tokens else None, grad_logits if needs_logits else None, None
+
+
+def _run_kernels(
+    kernels: Kernels, tokens: torch.Tensor, part_logits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    requires_grad = tokens.requires_grad or part_logits.requires_grad
+    if not differentiating(requires_grad):
+        pooled, mass, _, _ = kernels.forward(tokens, part_logits, False)
+        return pooled, mass
+    return _KernelFunction.apply(kernels, tokens, part_logits, requires_grad)
+
+
 def _example(device: torch.device) -> Request:
     tokens, part_logits = (torch.empty(*shape, device="meta") for shape in ((64, 128, 768), (64, 9, 128)))
     return Request(device, {"tokens": tokens, "part_logits": part_logits}, {})
 
 
-OPERATOR = Operator("part_pool", _example, backends=(Backend("reference", reference, supports_everything),))
+KERNELS = KernelFamily(
+    "part_pool",
+    forward=Schema(
+        "(Tensor tokens, Tensor part_logits, bool save_statistics) -> (Tensor, Tensor, Tensor, Tensor)", _fake_forward
+    ),
+    backward=Schema(
+        "(Tensor? grad_pooled, Tensor? grad_mass, Tensor tokens, Tensor part_logits, Tensor pooled, Tensor total, "
+        "bool needs_tokens, bool needs_logits) -> (Tensor, Tensor)",
+        _fake_backward,
+    ),
+    run=_run_kernels,
+)
+
+OPERATOR = Operator(
+    "part_pool",
+    _example,
+    backends=(
+        KERNELS.native("cuda"),
+        KERNELS.native("cpu"),
+        Backend("reference", reference, supports_everything),
+    ),
+)
