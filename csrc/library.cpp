@@ -8,6 +8,8 @@
 STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
   library.impl("part_moments_forward", TORCH_BOX(&motarfuse::part_moments_forward_cpu));
   library.impl("part_moments_backward", TORCH_BOX(&motarfuse::part_moments_backward_cpu));
+  library.impl("motion_warp_forward", TORCH_BOX(&motarfuse::motion_warp_forward_cpu));
+  library.impl("motion_warp_backward", TORCH_BOX(&motarfuse::motion_warp_backward_cpu));
 }
 
 #if defined(MOTARFUSE_WITH_CUDA)

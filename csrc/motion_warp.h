@@ -3,12 +3,12 @@
 //
 // With M = softmax of the target's part logits over their K + 1 channels, u a cell's centre, and for each part the
 // posture (p, A) of the source and (q, B) of the target, J = A B^-1:
-//   moved_0 = u,   moved_k = p_k + J_k (u - q_k),   flow = sum_j M_j moved_j,
-//   warped = source sampled bilinearly at flow,     visibility = 1 - (1 - M_0^s) M_0.
+//   d_0 = 0,   d_k(u) = p_k + J_k (u - q_k) - u = (p_k - q_k) + (J_k - I) (u - q_k),   d = sum_j M_j d_j,
+//   flow = u + d,   warped = source sampled bilinearly at flow,   visibility = 1 - (1 - M_0^s) M_0.
 // With f = dflow (the incoming one and that of the sampling), G_k = sum_u M_k f and H_k = sum_u M_k f (u - q_k)^T:
-//   dl_j(u) = M_j <f, moved_j - flow>,   dp_k = G_k,   dJ_k = H_k,   dq_k = -J_k^T G_k,
+//   dl_j(u) = M_j <f, d_j - d>,   dp_k = G_k,   dJ_k = H_k,   dq_k = -J_k^T G_k,
 //   dl_j^s(u) = M_j^s (delta_j0 - M_0^s) M_0 dvisibility.
-// docs/kernels/motion_warp.md derives it.
+// Displacements, not positions: they are small, and so is their rounding. docs/kernels/motion_warp.md derives it.
 //
 // V is a scalar on the GPU and a vector of cells on the CPU, C always the scalar computed in.
 #pragma once
@@ -21,35 +21,71 @@
 
 namespace motarfuse {
 
-// adj(B) / det(B), |det| being at least 1e-8 with its sign kept: B^-1 of any matrix, row-major.
+// ab + cd with an error of about one unit in the last place, however much the two products cancel (Kahan): an error of
+// J moves all cells of a part alike, and by as much as |J| is large.
+template <class C>
+MOTARFUSE_HOST_DEVICE C sum_of_products(C a, C b, C c, C d) {
+  const C second = c * d;
+  const C error = std::fma(c, d, -second);
+  return std::fma(a, b, second) + error;
+}
+
+// B^-1 = adj(B) / det(B) of any matrix, row-major, |det| being at least 1e-8 with its sign kept.
 template <class C>
 struct Inverse2x2 {
-  C value[4];
+  C adjugate[4];
   C determinant;  // the one divided by
   bool clamped;
 
-  MOTARFUSE_HOST_DEVICE explicit Inverse2x2(const C matrix[4]) {
+  MOTARFUSE_HOST_DEVICE explicit Inverse2x2(const C matrix[4])
+      : adjugate{matrix[3], -matrix[1], -matrix[2], matrix[0]} {
     const C smallest = C(1e-8);
-    determinant = matrix[0] * matrix[3] - matrix[1] * matrix[2];
+    determinant = sum_of_products(matrix[0], matrix[3], -matrix[1], matrix[2]);
     clamped = std::fabs(determinant) < smallest;
     if (clamped) determinant = std::copysign(smallest, determinant);
-    value[0] = matrix[3] / determinant;
-    value[1] = -matrix[1] / determinant;
-    value[2] = -matrix[2] / determinant;
-    value[3] = matrix[0] / determinant;
+  }
+
+  // left B^-1 - I: one division, behind a product of numbers that are exact. B adj(B) is det I, so that the identity can
+  // be taken off before the product, where what is left is small; not so with a clamped determinant.
+  MOTARFUSE_HOST_DEVICE void times_less_identity(const C left[4], const C matrix[4], C product[4]) const {
+    for (int row = 0; row < 2; ++row) {
+      C factor[2] = {left[2 * row], left[2 * row + 1]};
+      if (!clamped) {
+        factor[0] -= matrix[2 * row];
+        factor[1] -= matrix[2 * row + 1];
+      }
+      for (int column = 0; column < 2; ++column) {
+        C& result = product[2 * row + column];
+        result = sum_of_products(factor[0], adjugate[column], factor[1], adjugate[2 + column]) / determinant;
+        if (clamped && row == column) result -= C(1);
+      }
+    }
+  }
+
+  // left B^-T.
+  MOTARFUSE_HOST_DEVICE void times_transposed(const C left[4], C product[4]) const {
+    for (int row = 0; row < 2; ++row) {
+      for (int column = 0; column < 2; ++column) {
+        product[2 * row + column] =
+            sum_of_products(left[2 * row], adjugate[2 * column], left[2 * row + 1], adjugate[2 * column + 1]) /
+            determinant;
+      }
+    }
   }
 
   // dB of dB^-1; a determinant that was clamped takes none.
-  MOTARFUSE_HOST_DEVICE void backward(const C matrix[4], const C grad[4], C grad_matrix[4]) const {
+  MOTARFUSE_HOST_DEVICE void backward(const C grad[4], C grad_matrix[4]) const {
     C by_determinant = C(0);
     if (!clamped) {
-      by_determinant = -((grad[0] * value[0] + grad[1] * value[1]) + (grad[2] * value[2] + grad[3] * value[3]));
-      by_determinant /= determinant;
+      by_determinant = sum_of_products(grad[0], adjugate[0], grad[1], adjugate[1]) +
+                       sum_of_products(grad[2], adjugate[2], grad[3], adjugate[3]);
+      by_determinant = -by_determinant / determinant / determinant;
     }
-    grad_matrix[0] = grad[3] / determinant + by_determinant * matrix[3];
-    grad_matrix[1] = -grad[1] / determinant - by_determinant * matrix[2];
-    grad_matrix[2] = -grad[2] / determinant - by_determinant * matrix[1];
-    grad_matrix[3] = grad[0] / determinant + by_determinant * matrix[0];
+    // d det / dB is the adjugate, transposed.
+    grad_matrix[0] = grad[3] / determinant + by_determinant * adjugate[0];
+    grad_matrix[1] = -grad[1] / determinant + by_determinant * adjugate[2];
+    grad_matrix[2] = -grad[2] / determinant + by_determinant * adjugate[1];
+    grad_matrix[3] = grad[0] / determinant + by_determinant * adjugate[3];
   }
 };
 
@@ -60,36 +96,30 @@ struct PosturePair {
   C target_x, target_y, target_affine[4];
 };
 
-// Eight numbers that say where a part's cells come from.
+// Eight numbers that say how a part's cells move: q, p - q and J - I.
 template <class C>
 struct PartMotion {
-  C source_x, source_y, target_x, target_y, jacobian[4];
+  C target_x, target_y, shift_x, shift_y, turn[4];
 
   template <class V>
-  MOTARFUSE_HOST_DEVICE V moved_x(V x, V y) const {
-    return source_x + (jacobian[0] * (x - target_x) + jacobian[1] * (y - target_y));
+  MOTARFUSE_HOST_DEVICE V displacement_x(V x, V y) const {
+    return shift_x + (turn[0] * (x - target_x) + turn[1] * (y - target_y));
   }
 
   template <class V>
-  MOTARFUSE_HOST_DEVICE V moved_y(V x, V y) const {
-    return source_y + (jacobian[2] * (x - target_x) + jacobian[3] * (y - target_y));
+  MOTARFUSE_HOST_DEVICE V displacement_y(V x, V y) const {
+    return shift_y + (turn[2] * (x - target_x) + turn[3] * (y - target_y));
   }
 };
 
 template <class C>
 MOTARFUSE_HOST_DEVICE PartMotion<C> part_motion(const PosturePair<C>& pair) {
-  const Inverse2x2<C> inverse(pair.target_affine);
   PartMotion<C> motion;
-  motion.source_x = pair.source_x;
-  motion.source_y = pair.source_y;
   motion.target_x = pair.target_x;
   motion.target_y = pair.target_y;
-  for (int row = 0; row < 2; ++row) {
-    for (int column = 0; column < 2; ++column) {
-      motion.jacobian[2 * row + column] = pair.source_affine[2 * row] * inverse.value[column] +
-                                          pair.source_affine[2 * row + 1] * inverse.value[2 + column];
-    }
-  }
+  motion.shift_x = pair.source_x - pair.target_x;
+  motion.shift_y = pair.source_y - pair.target_y;
+  Inverse2x2<C>(pair.target_affine).times_less_identity(pair.source_affine, pair.target_affine, motion.turn);
   return motion;
 }
 
@@ -126,38 +156,37 @@ template <class C>
 MOTARFUSE_HOST_DEVICE PosturePair<C> posture_gradient(const PosturePair<C>& pair, const PartMotion<C>& motion,
                                                       const MotionSums<C>& sums) {
   const Inverse2x2<C> inverse(pair.target_affine);
-  const C* const j = motion.jacobian;
+  const C* const turn = motion.turn;
   const C* const h = sums.by_offset;
   PosturePair<C> grad;
   grad.source_x = sums.x;
   grad.source_y = sums.y;
-  grad.target_x = -(j[0] * sums.x + j[2] * sums.y);
-  grad.target_y = -(j[1] * sums.x + j[3] * sums.y);
-  C grad_inverse[4];
+  grad.target_x = -(sums.x + (turn[0] * sums.x + turn[2] * sums.y));
+  grad.target_y = -(sums.y + (turn[1] * sums.x + turn[3] * sums.y));
+  inverse.times_transposed(h, grad.source_affine);  // dA = H B^-T
+  C grad_inverse[4];                                // dB^-1 = A^T H
   for (int row = 0; row < 2; ++row) {
     for (int column = 0; column < 2; ++column) {
-      // dA = H B^-T, dB^-1 = A^T H.
-      grad.source_affine[2 * row + column] =
-          h[2 * row] * inverse.value[2 * column] + h[2 * row + 1] * inverse.value[2 * column + 1];
       grad_inverse[2 * row + column] =
-          pair.source_affine[row] * h[column] + pair.source_affine[2 + row] * h[2 + column];
+          sum_of_products(pair.source_affine[row], h[column], pair.source_affine[2 + row], h[2 + column]);
     }
   }
-  inverse.backward(pair.target_affine, grad_inverse, grad.target_affine);
+  inverse.backward(grad_inverse, grad.target_affine);
   return grad;
 }
 
-// Where a coordinate in [-1, 1] falls among the centres of `size` cells: two neighbours and the share of the second.
-// Beyond the border's centres, and on them, the border is read and the position has no derivative.
+// Where a cell that moves by a displacement falls among the centres of `size` cells: two neighbours and the share of the
+// second. Its own centre is `index` there, exactly, and a coordinate unit is half a size. Beyond the border's centres,
+// and on them, the border is read and the displacement has no derivative.
 template <class C>
 struct AxisSample {
   int first, second;
   C weight;
   bool moves;
 
-  MOTARFUSE_HOST_DEVICE AxisSample(C position, int size) {
+  MOTARFUSE_HOST_DEVICE AxisSample(int index, C displacement, int size) {
     const C last = static_cast<C>(size - 1);
-    C at = ((position + C(1)) * static_cast<C>(size) - C(1)) / C(2);
+    C at = static_cast<C>(index) + displacement * (static_cast<C>(size) / C(2));
     moves = at > C(0) && at < last;
     if (!moves) at = at < C(0) ? C(0) : (at > last ? last : at);  // NaN stays
     const C whole = at == at ? std::floor(at) : C(0);
@@ -175,8 +204,9 @@ template <class C>
 struct BilinearSample {
   AxisSample<C> x, y;
 
-  MOTARFUSE_HOST_DEVICE BilinearSample(C flow_x, C flow_y, int height, int width)
-      : x(flow_x, width), y(flow_y, height) {}
+  // Of the cell in `row` and `column`, which moves by a displacement.
+  MOTARFUSE_HOST_DEVICE BilinearSample(int row, int column, C x, C y, int height, int width)
+      : x(column, x, width), y(row, y, height) {}
 
   MOTARFUSE_HOST_DEVICE int upper_left(int width) const { return y.first * width + x.first; }
   MOTARFUSE_HOST_DEVICE int upper_right(int width) const { return y.first * width + x.second; }

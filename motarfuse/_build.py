@@ -44,6 +44,8 @@ HOST = "_host" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
 WARNINGS = ["-Wall", "-Wextra"]
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *WARNINGS]
+# Lets the compiler vectorise the sums that are marked `omp simd`, in an order of its own but a fixed one; no OpenMP.
+CXX_FLAGS += ["-fopenmp-simd"]
 # Uncontracted: a fused multiply-add would draw other pixels than the numpy fallback does.
 HOST_FLAGS = ["-ffp-contract=off"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "--threads=1", "-Xptxas=-warn-spills"]

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
+#include <vector>
 
 #include "../part_moments_call.h"
 #include "simd.h"
@@ -15,6 +16,19 @@ namespace motarfuse {
 constexpr int kChains = 4;
 template <class C>
 constexpr int64_t kBlock = 32 * kLanes<C>;
+
+// x and y of every cell of a grid.
+template <class C>
+struct CellTable {
+  std::vector<C> x, y;
+
+  CellTable(int64_t height, int64_t width) : x(height * width), y(height * width) {
+    for (int64_t i = 0; i < height * width; ++i) {
+      x[i] = static_cast<C>(cell_center(static_cast<int>(i % width), 1.0 / static_cast<double>(width)));
+      y[i] = static_cast<C>(cell_center(static_cast<int>(i / width), 1.0 / static_cast<double>(height)));
+    }
+  }
+};
 
 template <class T>
 MOTARFUSE_INLINE T* offset(void* data, int64_t elements) {
@@ -35,12 +49,13 @@ MOTARFUSE_INLINE void with_type(void* data, ScalarType type, int64_t elements, c
   }
 }
 
-// The logits of a row: in place where they are contiguous and of type C, else converted into `scratch` (N numbers).
+// The logits of `cells` cells of a row, from the cell `first` on: in place where they are contiguous and of type C, else
+// converted into `scratch`.
 template <class C>
-MOTARFUSE_INLINE const C* row_of_logits(const LogitsView& view, int64_t batch, int64_t part, int64_t cells,
-                                        C* scratch) {
+MOTARFUSE_INLINE const C* row_of_logits(const LogitsView& view, int64_t batch, int64_t part, int64_t cells, C* scratch,
+                                        int64_t first = 0) {
   const C* row = scratch;
-  with_type<C>(view.data, view.type, batch * view.batch + part * view.part, [&](auto* source) {
+  with_type<C>(view.data, view.type, batch * view.batch + part * view.part + first * view.cell, [&](auto* source) {
     if (view.cell != 1) {
       for (int64_t i = 0; i < cells; ++i) scratch[i] = static_cast<C>(source[i * view.cell]);
     } else if constexpr (std::is_same_v<decltype(source), C*>) {
@@ -56,8 +71,8 @@ MOTARFUSE_INLINE const C* row_of_logits(const LogitsView& view, int64_t batch, i
 
 template <class C>
 MOTARFUSE_INLINE void store_row_of_logits(const LogitsView& view, int64_t batch, int64_t part, int64_t cells,
-                                          const C* row) {
-  with_type<C>(view.data, view.type, batch * view.batch + part * view.part, [&](auto* target) {
+                                          const C* row, int64_t first = 0) {
+  with_type<C>(view.data, view.type, batch * view.batch + part * view.part + first * view.cell, [&](auto* target) {
     using T = std::remove_reference_t<decltype(*target)>;
     int64_t i = 0;
     if (view.cell == 1) {

@@ -13,19 +13,6 @@
 namespace motarfuse {
 namespace {
 
-// x and y of every cell.
-template <class C>
-struct CellTable {
-  std::vector<C> x, y;
-
-  explicit CellTable(const MomentsCall& call) : x(call.num_cells()), y(call.num_cells()) {
-    for (int64_t i = 0; i < call.num_cells(); ++i) {
-      x[i] = static_cast<C>(cell_center(static_cast<int>(i % call.width), 1.0 / static_cast<double>(call.width)));
-      y[i] = static_cast<C>(cell_center(static_cast<int>(i / call.width), 1.0 / static_cast<double>(call.height)));
-    }
-  }
-};
-
 template <class C>
 MOTARFUSE_INLINE C row_maximum(const C* logits, int64_t cells) {
   Vector<C> lanes[kChains];
@@ -166,7 +153,7 @@ void backward_double(const MomentsCall& call, const CellTable<double>& table, in
 template <class C, class F>
 void over_rows(const MomentsCall& call, const F& function) {
   if (call.num_rows() == 0) return;
-  const CellTable<C> table(call);
+  const CellTable<C> table(call.height, call.width);
   parallel_rows(call.num_rows(), call.num_cells(),
                 [&](int64_t begin, int64_t end) { function(call, table, begin, end); });
 }

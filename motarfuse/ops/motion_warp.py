@@ -182,8 +182,10 @@ class _KernelFunction(torch.autograd.Function):
         ctx.kernels, ctx.height, ctx.width = kernels, height, width
         keep_missing_gradients(ctx)
         needs = ctx.needs_input_grad[1:8]
-        constant = [] if any(needs[1:6]) else [flow]
-        ctx.mark_non_differentiable(*constant, *([] if needs[6] else [visibility]))
+        moves = any(needs[1:6])
+        differentiable = (moves or needs[0], moves, needs[6])
+        results = (warped, flow, visibility)
+        ctx.mark_non_differentiable(*(one for one, is_so in zip(results, differentiable, strict=True) if not is_so))
         return warped, flow, visibility
 
     @staticmethod

@@ -10,33 +10,18 @@ import torch.nn.functional as F
 
 from motarfuse import ops, reference
 from motarfuse.reference.motion_warp import inverse_2x2, sample_bilinear
+from tests.ops import motion_warp_cases as cases
 from tests.ops.operator_cases import check_gradients, check_strides, normal
 
 GRID = (4, 3)
-NAMES = (
-    "source", "source_keypoints", "source_affines", "target_keypoints", "target_affines", "part_logits",
-    "source_part_logits",
-)  # fmt: skip
 
 
-def case(
-    grid: tuple[int, int] = GRID, *, batch: int = 2, parts: int = 3, channels: int = 5, spread: float = 0.3
-) -> dict[str, Any]:
-    draw, cells = normal(0), grid[0] * grid[1]
-    identity = torch.eye(2).double()
-    return {
-        "source": draw(batch, cells, channels),
-        "source_keypoints": spread * draw(batch, parts, 2),
-        "source_affines": identity + 0.3 * torch.tanh(draw(batch, parts, 2, 2)),
-        "target_keypoints": spread * draw(batch, parts, 2),
-        "target_affines": identity + 0.3 * torch.tanh(draw(batch, parts, 2, 2)),
-        "part_logits": draw(batch, parts + 1, cells),
-        "source_part_logits": draw(batch, parts + 1, cells),
-    }
+def case(*, batch: int = 2, parts: int = 3) -> dict[str, Any]:
+    return cases.case(GRID, torch.float64, batch=batch, parts=parts)
 
 
 def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return ops.motion_warp(*tensors, grid=GRID)
+    return ops.motion_warp(*tensors, grid=GRID, impl="reference")
 
 
 def test_the_flow_is_what_loops_over_parts_and_cells_compute() -> None:
