@@ -15,6 +15,7 @@ from torch import Tensor
 
 from motarfuse import ops
 from motarfuse.nn import CanonicalPosture
+from motarfuse.nn.canonical_posture import AlignedPosture
 from motarfuse.reference import cell_centers
 from tests.ops.operator_cases import normal
 
@@ -110,9 +111,8 @@ def test_a_shifted_and_scaled_posture_is_aligned_onto_the_canonical_one() -> Non
     torch.testing.assert_close(aligned.alignment[:, 2], -scale.log(), rtol=0, atol=1e-3)
     centre = posture.keypoints.mean(0)
     torch.testing.assert_close(aligned.alignment[:, :2], centre - (shift + scale[:, None] * centre), rtol=0, atol=1e-4)
-    cells = cell_centers((4, 3), dtype=torch.float64)
-    masks = torch.softmax(normal(2)(2, 5, 12), 1)[:, 1:]
-    assert posture.displacement(cells, masks, aligned).abs().max() < 1e-3
+    moved = posture.displacement(normal(2)(2, 5, 12), keypoints, affines, aligned, grid=(4, 3))
+    assert moved.abs().max() < 1e-3
     assert posture.log_determinants(aligned).abs().max() < 1e-3
 
 
@@ -144,8 +144,9 @@ def test_the_displacement_is_what_loops_over_parts_and_points_compute() -> None:
     posture, (keypoints, affines, visibility) = trained(), people()
     aligned = posture.align(keypoints, affines, visibility)
     cells = cell_centers((4, 3), dtype=torch.float64)
-    masks = torch.softmax(normal(2)(3, 5, 12), 1)[:, 1:]
-    got = posture.displacement(cells, masks, aligned)
+    logits = normal(2)(3, 5, 12)
+    masks = torch.softmax(logits, 1)[:, 1:]
+    got = posture.displacement(logits, keypoints, affines, aligned, grid=(4, 3))
     for b in range(3):
         for n in range(12):
             u = aligned.target[b] + aligned.scale[b] * (cells[n] - aligned.centre[b])
@@ -157,20 +158,17 @@ def test_the_displacement_is_what_loops_over_parts_and_points_compute() -> None:
             torch.testing.assert_close(got[b, n], expected, rtol=1e-10, atol=1e-12)
 
 
-def test_it_is_the_flow_of_motion_warp_with_the_canonical_posture_as_the_source() -> None:
-    """In aligned coordinates that are the image's own: the target is canonical in place and size."""
+def test_without_a_shift_and_a_scale_it_is_the_flow_of_motion_warp_from_the_canonical_posture() -> None:
     posture, (keypoints, affines, _) = trained(), people()
     cells = cell_centers((4, 3), dtype=torch.float64)
-    still = posture.align(keypoints, affines, torch.zeros(3, 4).double())._replace(
-        keypoints=keypoints, affines=affines, centre=torch.zeros(3, 2).double(), target=torch.zeros(3, 2).double(),
-        scale=torch.ones(3).double(),
-    )  # fmt: skip
+    zero = torch.zeros(3, 2).double()
+    still = AlignedPosture(keypoints, affines, zero, zero, torch.ones(3).double())
     logits = normal(2)(3, 5, 12)
     flow = ops.motion_warp(
         torch.zeros(3, 12, 1).double(), posture.keypoints.expand(3, 4, 2), posture.affines.expand(3, 4, 2, 2),
-        keypoints, affines, logits, grid=(4, 3),
+        keypoints, affines, logits, grid=(4, 3), impl="reference",
     ).flow  # fmt: skip
-    got = posture.displacement(cells, torch.softmax(logits, 1)[:, 1:], still)
+    got = posture.displacement(logits, keypoints, affines, still, grid=(4, 3))
     torch.testing.assert_close(got, flow - cells, rtol=1e-10, atol=1e-12)
 
 
@@ -179,13 +177,14 @@ def test_log_determinants_and_gradients() -> None:
     aligned = posture.align(keypoints, affines, visibility)
     expected = (torch.linalg.det(posture.affines) / torch.linalg.det(aligned.affines)).log()
     torch.testing.assert_close(posture.log_determinants(aligned), expected)
-    cells, masks = cell_centers((2, 2), dtype=torch.float64), torch.softmax(normal(2)(2, 5, 4), 1)[:, 1:]
+    logits = normal(2)(2, 5, 4)
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
         found = posture.align(*tensors[:3])
-        return posture.displacement(cells, tensors[3], found), posture.log_determinants(found), found.alignment
+        moved = posture.displacement(tensors[3], *tensors[:2], found, grid=(2, 2))
+        return moved, posture.log_determinants(found), found.alignment
 
-    inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in (keypoints, affines, visibility, masks))
+    inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in (keypoints, affines, visibility, logits))
     assert torch.autograd.gradcheck(function, inputs)
 
 

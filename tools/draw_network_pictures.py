@@ -6,21 +6,34 @@ python tools/draw_network_pictures.py runs/synthped_nano data/synthped docs/imag
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from motarfuse.data import EvalTransform, ReIDDataset, load_dataset
+from motarfuse.data import EvalTransform, ReIDDataset, Warp, load_dataset
 from motarfuse.engine import encode, load_model
 from motarfuse.models import MotarFuse
 from motarfuse.nn import CanonicalPosture
+from motarfuse.ops import PartMoments, motion_warp
 from motarfuse.retrieval import rank_lists
-from motarfuse.viz import RankEntry, draw_canonical_posture, draw_part_matches, draw_people, draw_rank_list
+from motarfuse.viz import (
+    RankEntry,
+    draw_canonical_posture,
+    draw_motion_field,
+    draw_part_matches,
+    draw_people,
+    draw_rank_list,
+)
 
 PEOPLE = (0, 60, 120)  # of either set of queries
 SEARCHES = (10, 45, 130)
+# Of motion fields: a query in full view that is turned and shifted, and an occluded one.
+TURNED, HIDDEN = 60, 75
 
 
 def crop(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -44,10 +57,11 @@ def stacked(pictures: list[Image.Image]) -> Image.Image:
 
 
 def save(picture: Image.Image, path: Path, width: int) -> None:
-    """At most ``width`` pixels wide, with a palette: a picture of the docs stays below about 300 kB."""
+    """At most ``width`` pixels wide, with a palette that keeps rare colours, such as a part's: below about 300 kB."""
     if picture.width > width:
         picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
-    picture.quantize(224, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(path, optimize=True)
+    few = picture.quantize(224, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
     print(path, picture.size, path.stat().st_size)
 
 
@@ -76,6 +90,45 @@ def searches(model: MotarFuse, data: ReIDDataset) -> Image.Image:
     return stacked(rows)
 
 
+def turned(image: Image.Image) -> Image.Image:
+    """The crop turned by 12 degrees, 10 % smaller and shifted, its border drawn on."""
+    size = image.height, image.width
+    warp = Warp.compose(
+        size, angle=torch.tensor([math.radians(12)]), scale=torch.tensor([1.1]), shift=torch.tensor([[0.2, 0.05]])
+    )
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float()
+    moved = F.grid_sample(pixels, warp.on_pixels(size), padding_mode="border", align_corners=False)
+    return Image.fromarray(moved[0].permute(1, 2, 0).round().byte().numpy())
+
+
+def read_parts(model: MotarFuse, images: list[Image.Image]) -> tuple[PartMoments, torch.Tensor]:
+    """Moments and part logits of the last decoder layer, as the operators gave and take them."""
+    read: list[Any] = []
+    hook = model.decoder.heads.register_forward_hook(lambda module, inputs, output: read.append(output))
+    with torch.inference_mode():
+        model(batch(images))
+    hook.remove()
+    keypoints, affines, confidence, part_logits = read[-1][:4]
+    return PartMoments(keypoints, affines, confidence), part_logits
+
+
+def motion_fields(model: MotarFuse, sets: dict[str, ReIDDataset]) -> Image.Image:
+    """A person and their turned copy, whose motion is known; two images of a person, the second behind something."""
+    still = crop(sets["holistic"].query[TURNED].path, model.image_size)
+    query = sets["occluded"].query[HIDDEN]
+    match = next(one for one in sets["holistic"].gallery if one.pid == query.pid and one.camid != query.camid)
+    sources = [still, crop(match.path, model.image_size)]
+    targets = [turned(still), crop(query.path, model.image_size)]
+    source, source_logits = read_parts(model, sources)
+    target, logits = read_parts(model, targets)
+    grid = model.decoder.heads.grid
+    nothing = torch.empty(len(sources), grid[0] * grid[1], 0)
+    postures = (source.keypoints, source.affines, target.keypoints, target.affines)
+    warp = motion_warp(nothing, *postures, logits, source_logits, grid=grid)
+    labels = ("copy\nturned and\nshifted", "two cameras\nlegs hidden\nin the second")
+    return draw_motion_field(sources, targets, source, target, logits, warp, source_logits, grid=grid, labels=labels)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="a run of motar_fuse")
@@ -99,6 +152,7 @@ def main() -> None:
         both = model(batch(pair))
     picture = draw_part_matches(pair[0], both, pair[1], both, query_index=0, gallery_index=1)
     save(picture, args.folder / "part_matches.png", 900)
+    save(motion_fields(model, sets), args.folder / "motion_field.png", 1600)
     save(searches(model, sets["occluded"]), args.folder / "demo_rank_lists.png", 1200)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from motarfuse.ops import inverse_2x2, without_autocast
+from motarfuse.ops import cell_centers, motion_warp, without_autocast
 
 _EPSILON = 1e-6
 # Added to squared radii: a posture of one visible part has no size.
@@ -66,7 +66,7 @@ class CanonicalPosture(nn.Module):
         affines: (L, 2, 2) buffer.
 
     Shapes: :meth:`align` keypoints (F, L, 2), affines (F, L, 2, 2), visibility (F, L) -> `AlignedPosture`;
-    :meth:`displacement` cells (N, 2), masks (F, L, N) and a posture -> (F, N, 2).
+    :meth:`displacement` part logits (F, L + 1, N), keypoints, affines and the aligned posture -> (F, N, 2).
 
     Source: this project's reading of MOTAR-FUSE (Ling et al. 2025); the affine motion of parts is that of Siarohin et
     al. 2019 with the canonical posture for their reference frame.
@@ -128,24 +128,40 @@ class CanonicalPosture(nn.Module):
             moved = target[:, None] + scale[:, None, None] * (keypoints - centre[:, None])
             return AlignedPosture(moved, scale[:, None, None, None] * affines, centre, target, scale)
 
-    def displacement(self, points: Tensor, masks: Tensor, posture: AlignedPosture) -> Tensor:
-        """How far the canonical posture is from each point: sum_k M_k (p_k^c + A_k^c A_k^-1 (u - p_k) - u).
+    def displacement(
+        self, part_logits: Tensor, keypoints: Tensor, affines: Tensor, posture: AlignedPosture, *, grid: tuple[int, int]
+    ) -> Tensor:
+        """How far the canonical posture is from each cell: sum_k M_k (p_k^c + A_k^c A_k^-1 (u - p_k) - u).
+
+        u, p and A are those of aligned coordinates there, u' = q- + s (u - p-). Shift and scale cancel in the goals,
+        p_k^c + A_k^c A_k^-1 (u - p_k), so that `motarfuse.ops.motion_warp` with the canonical posture as its source
+        computes them as they are: with its flow, the displacement is flow - u + M_fg (u - u').
 
         Args:
-            points: (N, 2) or (B, N, 2) points u of the image, x first.
-            masks: (B, L, N) shares M_k of the parts at the points, without the background.
-            posture: From `align`.
+            part_logits: (B, L + 1, N), channel 0 the background; M is their softmax over channels.
+            keypoints: (B, L, 2), not aligned.
+            affines: (B, L, 2, 2), not aligned.
+            posture: What `align` made of them.
+            grid: (h, w) of the N cells.
 
         Returns:
             (B, N, 2) in aligned coordinates; zero where no part is.
         """
-        with without_autocast(masks.device):
-            # Not len(masks), which an exported graph would hold fixed.
-            moved = posture.move(points.to(posture.keypoints.dtype).expand(masks.shape[0], -1, -1))
-            jacobians = self._now(self.affines, moved) @ inverse_2x2(posture.affines)
-            offsets = moved[:, None] - posture.keypoints[:, :, None]  # (B, L, N, 2)
-            goals = self._now(self.keypoints, moved)[:, None] + offsets @ jacobians.transpose(-1, -2)
-            return (masks[..., None] * (goals - moved[:, None])).sum(dim=1)
+        with without_autocast(part_logits.device):
+            cells = cell_centers(grid, device=keypoints.device, dtype=keypoints.dtype)
+            # Not len(keypoints), which an exported graph would hold fixed.
+            batch = keypoints.shape[0]
+            flow = motion_warp(
+                keypoints.new_zeros(batch, cells.shape[0], 0),  # only the flow is wanted
+                self._now(self.keypoints, keypoints).expand(batch, -1, -1),
+                self._now(self.affines, affines).expand(batch, -1, -1, -1),
+                keypoints,
+                affines,
+                part_logits,
+                grid=grid,
+            ).flow
+            foreground = 1 - part_logits.softmax(dim=1)[:, 0, :, None]
+            return flow - cells + foreground * (cells - posture.move(cells))
 
     def log_determinants(self, posture: AlignedPosture) -> Tensor:
         """(B, L) log |det(A_k^c A_k^-1)|, by how much each part has to grow."""

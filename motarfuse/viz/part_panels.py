@@ -1,4 +1,4 @@
-"""One crop with one thing drawn over it: part masks, keypoints, visibility or the motion field."""
+"""One crop with one thing drawn over it (part masks, keypoints, the motion field, what is hidden), or warped by it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from motarfuse.models.output import MotarFuseOutput
+from motarfuse.ops import cell_centers
 from motarfuse.viz.rank_list import FAINT, GREY_CARD, INK, PAPER
 
 # Each colour is far from all before it in OKLab (lightness 0 to 100), also as protanopes, deuteranopes and tritanopes
@@ -39,6 +41,8 @@ PANEL_HEIGHT_PX = 288
 # A cell belongs to the foreground, and has an arrow, above this M_fg.
 FOREGROUND = 0.5
 ARROW_SCALES = (0.25, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+
+HIDDEN_COLOUR = "#e15a0f"
 
 _SUPERSAMPLING = 3  # Pillow draws without antialiasing
 _RADIUS = 1 / 22  # of a keypoint whose affine is the identity, over the panel's height
@@ -81,6 +85,12 @@ class PartView:
         return foreground
 
 
+def part_colour(part: int) -> tuple[int, int, int]:
+    """RGB of a part, counted from 0; from the 17th on colours come again."""
+    red, green, blue = ImageColor.getrgb(PART_COLOURS[part % len(PART_COLOURS)])[:3]
+    return red, green, blue
+
+
 def part_view(output: MotarFuseOutput, index: int = 0, frame: int = 0) -> PartView:
     """One person of a batch.
 
@@ -98,14 +108,14 @@ def part_view(output: MotarFuseOutput, index: int = 0, frame: int = 0) -> PartVi
         raise IndexError(f"got index {index} and frame {frame}; the output holds {batch} people of {frames} frames")
     if parts > len(PART_COLOURS):
         raise ValueError(f"output: got {parts} parts, supported are up to {len(PART_COLOURS)}")
-    scale = _floats(output.alignment[index, frame, 2].exp())
+    scale = to_floats(output.alignment[index, frame, 2].exp())
     return PartView(
-        features=_floats(output.part_features[index]),
-        visibility=_floats(output.part_visibility[index]).clip(0, 1),
-        keypoints=_floats(output.keypoints[index, frame]),
-        affines=_floats(output.affines[index, frame]),
-        masks=_floats(output.part_masks[index, frame]),
-        displacement=_floats(output.motion[index, frame]) / scale,
+        features=to_floats(output.part_features[index]),
+        visibility=to_floats(output.part_visibility[index]).clip(0, 1),
+        keypoints=to_floats(output.keypoints[index, frame]),
+        affines=to_floats(output.affines[index, frame]),
+        masks=to_floats(output.part_masks[index, frame]),
+        displacement=to_floats(output.motion[index, frame]) / scale,
     )
 
 
@@ -143,12 +153,16 @@ def fit_height(image: Picture, height_px: int = PANEL_HEIGHT_PX) -> Image.Image:
 def draw_masks(crop: Image.Image, view: PartView) -> Image.Image:
     """Each cell in the colour of its strongest channel, more opaque the larger its share; background is left as it is.
 
-    A line in full colour runs along the edge of each region.
+    A line in full colour runs along the edge of each region. Parts that share a colour differ by their texture: the
+    17th to the 32nd are striped.
     """
     owner = _per_pixel(view.owner, crop.size)
     share = _per_pixel(view.masks.max(0), crop.size)
-    colours = np.array([(0, 0, 0), *map(ImageColor.getrgb, PART_COLOURS)], dtype=np.float64)
+    colours = np.array([(0, 0, 0), *map(part_colour, range(len(view.masks) - 1))], dtype=np.float64)
     opacity = np.where(owner > 0, 0.3 + 0.4 * share, 0.0)
+    rows, columns = np.indices(owner.shape)
+    stripe = max(2, crop.height // 96)
+    opacity[((owner - 1) // len(PART_COLOURS) % 2 == 1) & ((rows + columns) // stripe % 2 == 1)] *= 0.25
     opacity[_edges(owner, max(1, crop.height // 180)) & (owner > 0)] = 1.0
     pixels = np.asarray(crop, dtype=np.float64)
     blended = pixels + opacity[..., None] * (colours[owner] - pixels)
@@ -176,7 +190,7 @@ def posture_on(canvas: Image.Image, keypoints: Floats, affines: Floats, visibili
     for part in np.argsort(visibility, kind="stable"):
         in_pixels = half[:, None] * affines[part] / half
         strength = round(255 * (0.2 + 0.8 * float(visibility[part])))
-        colour = (*ImageColor.getrgb(PART_COLOURS[part])[:3], strength)
+        colour = (*part_colour(int(part)), strength)
         outline = places[part] + circle @ in_pixels.T
         up = places[part] + in_pixels @ (0.0, -radius)
         overlay.polygon(outline, colour, (255, 255, 255, strength), 0.12 * radius)
@@ -189,10 +203,10 @@ def posture_on(canvas: Image.Image, keypoints: Floats, affines: Floats, visibili
 def draw_motion(crop: Image.Image, view: PartView, scale: float = 1.0) -> Image.Image:
     """An arrow a foreground cell (M_fg above 0.5), ``scale`` times its displacement long, over a pale crop.
 
-    It starts at the cell's centre and shows where the cell would go for the part to reach the canonical posture, in the
-    colour of the cell's strongest part. What moves by less than a pixel and a half is a dot.
+    It starts at the cell's centre, in the colour of the cell's strongest part. With a network's view it shows where the
+    cell would go for the part to reach the canonical posture. What moves by less than a pixel and a half is a dot.
     """
-    pale = Image.blend(ImageOps.grayscale(crop).convert("RGB"), Image.new("RGB", crop.size, PAPER), 0.45)
+    pale = _pale(crop)
     overlay = Overlay(crop.size)
     half = np.array(crop.size) / 2
     height, width = view.foreground.shape
@@ -201,7 +215,7 @@ def draw_motion(crop: Image.Image, view: PartView, scale: float = 1.0) -> Image.
     for row, column in np.argwhere(view.foreground > FOREGROUND):
         start = np.array([(column + 0.5) / width, (row + 0.5) / height]) * 2 * half
         move = scale * view.displacement[row, column] * half
-        colour = ImageColor.getrgb(PART_COLOURS[strongest[row, column]])
+        colour = part_colour(int(strongest[row, column]))
         overlay.arrow(start, start + move, colour, thickness)
     return overlay.over(pale)
 
@@ -216,6 +230,35 @@ def arrow_scale(views: Sequence[PartView]) -> float:
     if longest < 1e-4:
         return 1.0
     return max((scale for scale in ARROW_SCALES if scale * longest <= 2), default=ARROW_SCALES[0])
+
+
+def draw_warped(source: Image.Image, displacement: Floats, size: tuple[int, int]) -> Image.Image:
+    """The source as it looks once it is pulled along a motion field, of this size.
+
+    Each pixel u reads the source at u + displacement(u), bilinearly and clamped to the border, as
+    ``motarfuse.ops.motion_warp`` reads tokens. The displacement is interpolated bilinearly between the cells' centres,
+    not the flow: beyond the outermost centres it is constant, so that a field that is zero changes nothing.
+
+    Args:
+        source: RGB picture.
+        displacement: (h, w, 2) in [-1, 1]^2, x first.
+        size: Width and height in pixels.
+    """
+    wide, high = size
+    field = torch.from_numpy(displacement).permute(2, 0, 1)[None]
+    fine = F.interpolate(field, (high, wide), mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+    pixels = torch.from_numpy(np.asarray(source, dtype=np.float64)).permute(2, 0, 1)[None]
+    places = cell_centers((high, wide), dtype=torch.float64).view(high, wide, 2) + fine
+    read = F.grid_sample(pixels, places[None], padding_mode="border", align_corners=False)[0]
+    return Image.fromarray(read.permute(1, 2, 0).round().to(torch.uint8).numpy())
+
+
+def draw_hidden(crop: Image.Image, visibility: Floats) -> Image.Image:
+    """A pale crop, each cell (h, w) the more orange the less visible it is; what is visible stays grey."""
+    pixels = np.asarray(_pale(crop), dtype=np.float64)
+    opacity = 0.85 * _per_pixel(1 - visibility.clip(0, 1), crop.size)
+    blended = pixels + opacity[..., None] * (np.array(ImageColor.getrgb(HIDDEN_COLOUR)) - pixels)
+    return Image.fromarray(blended.round().astype(np.uint8))
 
 
 def draw_bars(view: PartView, width_px: int) -> Image.Image:
@@ -293,6 +336,10 @@ class Overlay:
         return [(float(x) * _SUPERSAMPLING, float(y) * _SUPERSAMPLING) for x, y in points]
 
 
+def _pale(crop: Image.Image) -> Image.Image:
+    return Image.blend(ImageOps.grayscale(crop).convert("RGB"), Image.new("RGB", crop.size, PAPER), 0.45)
+
+
 def _per_pixel(cells: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
     """(H, W) the value of the cell that each pixel's centre lies in."""
     rows, columns = (
@@ -313,6 +360,7 @@ def _edges(owner: NDArray[Any], width_px: int) -> NDArray[np.bool_]:
     return near
 
 
-def _floats(values: Tensor) -> Floats:
+def to_floats(values: Tensor) -> Floats:
+    """float64 on the CPU."""
     floats: Floats = values.detach().double().cpu().numpy()
     return floats

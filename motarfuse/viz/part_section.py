@@ -22,6 +22,7 @@ from motarfuse.errors import CheckpointError
 from motarfuse.models import MotarFuseOutput
 from motarfuse.nn import CanonicalPosture
 from motarfuse.viz.crops import load_crop
+from motarfuse.viz.motion_field import motion_between
 from motarfuse.viz.part_panels import (
     FOREGROUND,
     PART_COLOURS,
@@ -30,6 +31,7 @@ from motarfuse.viz.part_panels import (
     draw_keypoints,
     draw_masks,
     draw_motion,
+    draw_warped,
     fit_height,
     part_view,
 )
@@ -48,6 +50,24 @@ class _Person:
 
     path: Path
     camid: int = -1
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An image that a search found, in words, and whether it shows the query's person."""
+
+    person: _Person
+    text: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """A query with answers that can be read; the title is HTML."""
+
+    title: str
+    query: _Person
+    answers: list[_Answer]
 
 
 @dataclass
@@ -108,7 +128,9 @@ def part_section(run: RunFolder) -> str:
     )
     try:
         reader = _Reader(model)
-        body = _people(run.evaluations, reader) + _posture(canonical) + _matches(run.evaluations, reader)
+        people = _people(run.evaluations, reader)
+        matched = _matched(run.evaluations, reader)
+        body = people + _posture(canonical) + _matches(matched, reader) + _motions(matched, reader)
     except CheckpointError as error:
         return _sentence(f"There are no pictures of the parts: {error}.")
     missing = len(reader.asked) - len(reader.crops)
@@ -128,14 +150,13 @@ def _people(evaluations: Sequence[Evaluation], reader: _Reader) -> str:
         return _sentence("None of the query images can be read, so that no people are shown.")
     scale = arrow_scale([reader.views[person] for _, person, _ in found])
     figures = "".join(_person(each, person, entry, reader, scale) for each, person, entry in found)
-    longer = "as long as the displacement" if scale == 1 else f"{scale:g} times as long as the displacement"
     return (
         "<h3>People</h3>"
         '<dl class="keys"><dt>Parts</dt><dd>The strongest part of each cell, the more opaque the larger its share.</dd>'
         "<dt>Keypoints</dt><dd>A circle under the part's affine, with a line that points upwards in the part; hardly "
         "visible ones are faint.</dd>"
         "<dt>Motion</dt><dd>Where each foreground cell would go to reach the canonical posture, once the person is "
-        f"moved and scaled onto it; arrows are {longer}.</dd>"
+        f"moved and scaled onto it; arrows are {_longer(scale)}.</dd>"
         "<dt>Bars</dt><dd>Visibility: how clearly each part is seen, from 0 to 1.</dd></dl>"
         f'<div class="people">{figures}</div>'
     )
@@ -144,17 +165,11 @@ def _people(evaluations: Sequence[Evaluation], reader: _Reader) -> str:
 def _person(evaluation: Evaluation, person: _Person, entry: dict[str, Any], reader: _Reader, scale: float) -> str:
     view, crop = reader.views[person], fit_height(reader.crops[person], PANEL_PX)
     who = f"query {person.path.name}"
-    moving = "motion" if (view.foreground > FOREGROUND).any() else "motion: no foreground"
     panels = (
         ("crop", crop),
         ("parts", draw_masks(crop, view)),
         ("keypoints", draw_keypoints(crop, view)),
-        (moving, draw_motion(crop, view, scale)),
-    )
-    pictures = "".join(
-        f'<li><img src="{_embed(picture)}" alt="{escape(f"{name} of {who}")}" width="{picture.width}" '
-        f'height="{picture.height}" loading="lazy" decoding="async"><span class="under">{name}</span></li>'
-        for name, picture in panels
+        (_moving(view), draw_motion(crop, view, scale)),
     )
     bars = "".join(
         f'<li>{_number(part)}<span class="track"><i style="width:{100 * value:.0f}%;background:{PART_COLOURS[part]}">'
@@ -163,8 +178,25 @@ def _person(evaluation: Evaluation, person: _Person, entry: dict[str, Any], read
     )
     return (
         f'<figure class="card person"><figcaption>{escape(evaluation.name)}, {escape(who)}{_identity(entry)}'
-        f'</figcaption><ul class="panels">{pictures}</ul><ul class="bars" aria-label="visibility">{bars}</ul></figure>'
+        f'</figcaption>{_panels(panels, who)}<ul class="bars" aria-label="visibility">{bars}</ul></figure>'
     )
+
+
+def _panels(panels: Sequence[tuple[str, Image.Image]], who: str) -> str:
+    items = "".join(
+        f'<li><img src="{_embed(picture)}" alt="{escape(f"{name} of {who}")}" width="{picture.width}" '
+        f'height="{picture.height}" loading="lazy" decoding="async"><span class="under">{name}</span></li>'
+        for name, picture in panels
+    )
+    return f'<ul class="panels">{items}</ul>'
+
+
+def _moving(view: PartView) -> str:
+    return "motion" if (view.foreground > FOREGROUND).any() else "motion: no foreground"
+
+
+def _longer(scale: float) -> str:
+    return "as long as the displacement" if scale == 1 else f"{scale:g} times as long as the displacement"
 
 
 def _posture(canonical: CanonicalPosture) -> str:
@@ -179,35 +211,74 @@ def _posture(canonical: CanonicalPosture) -> str:
     )
 
 
-def _matches(evaluations: Sequence[Evaluation], reader: _Reader) -> str:
-    """The first right and the first wrong answer of a few queries, taken from the sets in turn."""
-    figures: list[str] = []
+def _matched(evaluations: Sequence[Evaluation], reader: _Reader) -> list[_Matched]:
+    """A few queries, taken from the sets in turn, with the first right and the first wrong answer that can be read."""
+    found: list[_Matched] = []
     for evaluation, entry in _in_turn(evaluations):
-        if len(figures) == MATCHES:
+        if len(found) == MATCHES:
             break
         query = _query(evaluation, entry)
         answers = _answers(evaluation, entry)
-        reader.read([query, *(person for person, _, _ in answers)])
-        pairs = [_pair(reader, query, person, text, right) for person, text, right in answers if person in reader.views]
-        if query in reader.views and pairs:
-            title = f"{evaluation.name}, query {query.path.name}"
-            figures.append(
-                f'<figure class="card matches"><figcaption>{escape(title)}{_identity(entry)}</figcaption>'
-                f'<div class="pairs">{"".join(pairs)}</div></figure>'
-            )
-    if not figures:
+        reader.read([query, *(answer.person for answer in answers)])
+        answers = [answer for answer in answers if answer.person in reader.views]
+        if query in reader.views and answers:
+            title = f"{escape(f'{evaluation.name}, query {query.path.name}')}{_identity(entry)}"
+            found.append(_Matched(title, query, answers))
+    return found
+
+
+def _matches(matched: Sequence[_Matched], reader: _Reader) -> str:
+    if not matched:
         return ""
+    figures = "".join(
+        f'<figure class="card matches"><figcaption>{each.title}</figcaption>'
+        f'<div class="pairs">{"".join(_pair(reader, each.query, answer) for answer in each.answers)}</div></figure>'
+        for each in matched
+    )
     return (
         "<h3>Part by part</h3>"
         "<p>Query left, answer right. A line joins the two keypoints of a part: the wider the more visible the part is "
         "in both (the weight, v<sub>q</sub> v<sub>g</sub>); its colour is the cosine of the two part features, from "
-        "orange (0) over grey (0.5) to blue (1).</p>" + "".join(figures)
+        f"orange (0) over grey (0.5) to blue (1).</p>{figures}"
     )
 
 
-def _pair(reader: _Reader, query: _Person, answer: _Person, text: str, right: bool) -> str:
-    views = [reader.views[person] for person in (query, answer)]
-    crops = [fit_height(reader.crops[person], PANEL_PX) for person in (query, answer)]
+def _motions(matched: Sequence[_Matched], reader: _Reader) -> str:
+    """How the query stands as against the right answer, for those of the matches that have one."""
+    pairs = [(each, answer) for each in matched for answer in each.answers if answer.right]
+    if not pairs:
+        return ""
+    views = [motion_between(reader.views[answer.person], reader.views[each.query]).view for each, answer in pairs]
+    scale = arrow_scale(views)
+    figures = []
+    for (each, answer), view in zip(pairs, views, strict=True):
+        query, crop = (fit_height(reader.crops[person], PANEL_PX) for person in (each.query, answer.person))
+        panels = (
+            ("answer", crop),
+            (_moving(view), draw_motion(query, view, scale)),
+            ("answer, warped", draw_warped(crop, view.displacement, query.size)),
+            ("query", query),
+        )
+        pair = f"the pair {each.query.path.name}, {answer.person.path.name}"
+        figures.append(
+            f'<figure class="card person"><figcaption>{each.title}; answer of {escape(answer.text)}</figcaption>'
+            f"{_panels(panels, pair)}</figure>"
+        )
+    return (
+        "<h3>Motion between two images</h3>"
+        "<p>The right answers above, moved towards the posture of their queries by the keypoints, affines and masks of "
+        f"the two. Arrows, {_longer(scale)}, point from each foreground cell of the query to where the answer has what "
+        "belongs there. The warped answer is read at these places; the more of a cell is background, the less it "
+        "moves. The better the parts, the more it stands as the query does. Features and scores need no second "
+        "image.</p>"
+        f'<div class="people">{"".join(figures)}</div>'
+    )
+
+
+def _pair(reader: _Reader, query: _Person, answer: _Answer) -> str:
+    views = [reader.views[person] for person in (query, answer.person)]
+    crops = [fit_height(reader.crops[person], PANEL_PX) for person in (query, answer.person)]
+    right, text = answer.right, answer.text
     match = match_parts(views[0], views[1])
     picture = draw_match_pair(crops[0], views[0], crops[1], views[1], radius_px=12)
     rows = "".join(
@@ -242,8 +313,8 @@ def _in_turn(evaluations: Sequence[Evaluation]) -> Iterator[tuple[Evaluation, di
     return iter(sorted(queries, key=lambda query: -len(_answers(*query))))
 
 
-def _answers(evaluation: Evaluation, entry: dict[str, Any]) -> list[tuple[_Person, str, bool]]:
-    """(image, words, whether it is right) of the first right and the first wrong answer, where there are such."""
+def _answers(evaluation: Evaluation, entry: dict[str, Any]) -> list[_Answer]:
+    """The first right and the first wrong answer, where there are such."""
     found = entry.get("entries")
     results = [result for result in found if isinstance(result, dict)] if isinstance(found, list) else []
     answers = []
@@ -251,7 +322,7 @@ def _answers(evaluation: Evaluation, entry: dict[str, Any]) -> list[tuple[_Perso
         for rank, result in enumerate(results, start=1):
             if result.get("match") is wanted:
                 person = _Person(evaluation.locate(result.get("path", "")), _camera(result.get("camid")))
-                answers.append((person, f"rank {rank}, {person.path.name}", wanted))
+                answers.append(_Answer(person, f"rank {rank}, {person.path.name}", wanted))
                 break
     return answers
 

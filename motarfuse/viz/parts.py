@@ -10,6 +10,7 @@ from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
 from motarfuse.models.output import MotarFuseOutput
+from motarfuse.viz.panel_table import empty_paper, panel_table
 from motarfuse.viz.part_panels import (
     PANEL_HEIGHT_PX,
     PART_COLOURS,
@@ -131,30 +132,7 @@ def draw_people(
         for crop, view, width in ((crop, view, max(120, crop.width)) for crop, view in zip(crops, views, strict=True))
     ]
     headings = ("crop", "parts", "keypoints", "visibility", f"motion\narrows x{scale:g}")
-    heights = [max(panel.height for panel in row) for row in zip(*columns, strict=True)]
-    widths = [max(panel.width for panel in column) for column in columns]
-    left = MARGIN_PX + 104
-    top = MARGIN_PX + (TITLE_SIZE_PX + GAP_PX if title else 0)
-    first = top + (LINE_PX if labels else 0)
-    size = (
-        left + sum(widths) + GAP_PX * (len(widths) - 1) + MARGIN_PX,
-        first + sum(heights) + GAP_PX * (len(heights) - 1) + MARGIN_PX,
-    )
-    picture, draw = _paper(size, title)
-    y = first
-    for row, (heading, height) in enumerate(zip(headings, heights, strict=True)):
-        for line, text in enumerate(heading.split("\n")):
-            draw.text((MARGIN_PX, y + line * LINE_PX), text, FAINT if line else INK, _font(LABEL_SIZE_PX))
-        x = left
-        for column, width in zip(columns, widths, strict=True):
-            picture.paste(column[row], (x, y))
-            x += width + GAP_PX
-        y += height + GAP_PX
-    x = left
-    for label, width in zip(labels, widths, strict=False):
-        draw.text((x, top), _fit(draw, label, _font(LABEL_SIZE_PX), width), INK, _font(LABEL_SIZE_PX))
-        x += width + GAP_PX
-    return picture
+    return panel_table(list(zip(*columns, strict=True)), row_headings=headings, column_headings=labels, title=title)
 
 
 def draw_canonical_posture(
@@ -192,7 +170,7 @@ def draw_canonical_posture(
     if not title:
         return drawn
     top = MARGIN_PX + TITLE_SIZE_PX + GAP_PX
-    picture, _ = _paper((drawn.width + 2 * MARGIN_PX, top + drawn.height + MARGIN_PX), title)
+    picture, _ = empty_paper((drawn.width + 2 * MARGIN_PX, top + drawn.height + MARGIN_PX), title)
     picture.paste(drawn, (MARGIN_PX, top))
     return picture
 
@@ -272,7 +250,7 @@ def draw_part_matches(
     left = MARGIN_PX + pair.width + 3 * GAP_PX
     rows = (len(match.weight) + 3) * LINE_PX
     size = (left + 250 + MARGIN_PX, top + max(pair.height + LINE_PX + 5, rows) + MARGIN_PX)
-    picture, draw = _paper(size, title)
+    picture, draw = empty_paper(size, title)
     picture.paste(pair, (MARGIN_PX, top))
     font = _font(LABEL_SIZE_PX)
     for x, crop, label in zip(
@@ -315,13 +293,3 @@ def _table(picture: Image.Image, match: PartMatch, place: tuple[int, int]) -> No
     draw.text((columns[0], y + 6), "weighted", INK, font)
     draw.text((columns[1], y + 6), f"{match.score:.2f}", INK, font, anchor="ra")
     picture.paste(overlay.over(picture))
-
-
-def _paper(size: tuple[int, int], title: str) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """An empty picture with its title."""
-    picture = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(picture)
-    if title:
-        font = _font(TITLE_SIZE_PX)
-        draw.text((MARGIN_PX, MARGIN_PX), _fit(draw, title, font, size[0] - 2 * MARGIN_PX), INK, font)
-    return picture, draw

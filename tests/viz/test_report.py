@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import html
+import io
 import json
 import re
 import shutil
@@ -13,8 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from motarfuse.data import EvalTransform
@@ -22,7 +26,9 @@ from motarfuse.data.images import read_image
 from motarfuse.engine import save_checkpoint
 from motarfuse.errors import DataError, OutputError
 from motarfuse.models import build_model
+from motarfuse.ops import cell_centers, motion_warp
 from motarfuse.viz import write_report
+from motarfuse.viz.part_panels import draw_warped, fit_height
 from tests.viz.fake_run import write_evaluation, write_log, write_run
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "line", "circle", "path", "polygon"}
@@ -189,6 +195,50 @@ def test_matches_are_the_first_right_and_the_first_wrong_answer(moving_text: str
                 ranks = [("Right", matches.index(True)), ("Wrong", matches.index(False))]
                 expected.append([(word, str(rank + 1), entry["entries"][rank]["path"]) for word, rank in ranks])
         assert shown in expected
+
+
+def test_the_right_answer_of_each_match_is_warped_to_its_query(
+    moving_text: str, moving: Path, network: nn.Module
+) -> None:
+    found = re.findall(r'<figure class="card matches"><figcaption>([^<]*)</figcaption>.*?</figure>', moving_text)
+    section = moving_text[moving_text.index("<h3>Motion between two images</h3>") :]
+    figures = re.findall(r'<figure class="card person"><figcaption>([^<]*)</figcaption>(.*?)</figure>', section)
+    assert [caption.split("; answer of")[0] for caption, _ in figures] == found
+    size: tuple[int, int] = network.image_size  # type: ignore[assignment]
+    for caption, panels in figures:
+        assert re.findall(r'class="under">([^<]*)<', panels) in [
+            ["answer", name, "answer, warped", "query"] for name in ("motion", "motion: no foreground")
+        ]
+        query, answer = re.findall(r"\d{4}_c\ds1_\d+_\d+\.jpg", caption)
+        assert query[:4] == answer[:4]  # one person
+        files = [moving.parent / "images" / name for name in (answer, query)]
+        inputs = np.stack([read_image(file, size) for file in files])
+        with torch.no_grad():
+            output = network(EvalTransform()(torch.from_numpy(inputs).permute(0, 3, 1, 2)))
+        warp = motion_warp(
+            torch.empty(1, 128, 0),
+            output.keypoints[:1, 0],
+            output.affines[:1, 0],
+            output.keypoints[1:, 0],
+            output.affines[1:, 0],
+            output.part_masks[1:, 0].flatten(2).log(),
+            grid=(16, 8),
+        )
+        displacement = (warp.flow[0] - cell_centers((16, 8), dtype=torch.float32)).view(16, 8, 2).double().numpy()
+        crops = [fit_height(Image.fromarray(read_image(file)), 320) for file in files]
+        expected = (crops[0], draw_warped(crops[0], displacement, crops[1].size), crops[1])
+        shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', panels)
+        drawn = [np.asarray(Image.open(io.BytesIO(base64.b64decode(data))), dtype=float) for data in shown]
+        for picture, wanted in zip((drawn[0], drawn[2], drawn[3]), expected, strict=True):
+            assert np.abs(picture - jpeg(wanted)).mean() < 0.1
+        assert np.abs(drawn[2] - drawn[0]).mean() > 1
+
+
+def jpeg(image: Image.Image) -> np.ndarray:
+    """What a page's JPEG leaves of it."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=82, subsampling=0)
+    return np.asarray(Image.open(file), dtype=float)
 
 
 def test_bars_say_what_the_network_says_of_the_crop(moving_text: str, moving: Path, network: nn.Module) -> None:
