@@ -14,12 +14,19 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_motion_attention, bench_part_moments, bench_retrieval
+from benchmarks import (
+    bench_motion_attention,
+    bench_motion_warp,
+    bench_part_moments,
+    bench_part_pool,
+    bench_retrieval,
+    motion_field,
+)
 from benchmarks.motion_attention_peers import MODES, Case
-from benchmarks.timing import Call, Ceilings, Timing, measure
+from benchmarks.timing import Call, Ceilings, Timing
 
 ROUNDS = 20
-Shape = tuple[int, int, tuple[int, int]]
+FIELD_OPERATORS = (bench_part_moments.OPERATOR, bench_motion_warp.OPERATOR, bench_part_pool.OPERATOR)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -28,10 +35,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         cases = bench_motion_attention.GPU_CASES if gpu else bench_motion_attention.CPU_CASES
         metafunc.parametrize("case", cases, ids=[case.name.replace(" ", "-") for case in cases], scope="module")
-    if "part_moments_shape" in metafunc.fixturenames:
-        shapes = bench_part_moments.GPU_SHAPES if gpu else bench_part_moments.SHAPES
-        names = [f"{batch}x{parts}x{grid[0]}x{grid[1]}" for batch, parts, grid in shapes]
-        metafunc.parametrize("part_moments_shape", shapes, ids=names, scope="module")
+    if "field" in metafunc.fixturenames:
+        fields = [(one, shape) for one in FIELD_OPERATORS for shape in (one.gpu_shapes if gpu else one.shapes)]
+        metafunc.parametrize("field", fields, ids=[f"{one.name}-{shape}" for one, shape in fields], scope="module")
 
 
 @lru_cache(maxsize=1)
@@ -55,22 +61,24 @@ def test_motion_attention(case: Case, mode: str, benchmark: Any, device: torch.d
     time_calls(benchmark, bench.call(bench.variants[name], mode), device, extra, f"motion_attention {case.name}")
 
 
+Field = tuple[motion_field.FieldOperator, motion_field.Shape]
+
+
 @lru_cache(maxsize=1)
-def part_moments_calls(shape: Shape, device: torch.device) -> dict[str, tuple[dict[str, Call], int]]:
+def prepared_field(field: Field, device: torch.device) -> motion_field.Bench:
     """Once for the modes of a shape."""
-    return bench_part_moments.prepare(*shape, torch.float32, device)
+    return motion_field.Bench(*field, torch.float32, device)
 
 
-@pytest.mark.parametrize("mode", ["fwd", "full"])
-def test_part_moments(
-    part_moments_shape: Shape, mode: str, benchmark: Any, device: torch.device, ceiling: Ceilings
-) -> None:
-    calls, size = part_moments_calls(part_moments_shape, device)[mode]
-    found = measure(calls, device, turns=11)
-    name = next(iter(found))
-    ratio = min(found[peer].median for peer in bench_part_moments.PEERS) / found[name].median
-    extra = summary(name, found, ratio, size / ceiling.bandwidth / found[name].median)
-    time_calls(benchmark, calls[name], device, extra, "part_moments")
+@pytest.mark.parametrize("mode", motion_field.TIMED_MODES)
+def test_motion_field(field: Field, mode: str, benchmark: Any, device: torch.device, ceiling: Ceilings) -> None:
+    bench = prepared_field(field, device)
+    found = bench.timings(mode, turns=11)
+    fraction = bench.fraction(mode, found[bench.native], ceiling.bandwidth)
+    extra = summary(bench.native, found, bench.ratio(found, bench.native), fraction)
+    memory = bench.timings("memory fwd" if mode == "fwd" else "memory full")
+    extra["extra_memory_mb"] = {name: size.median / 1e6 for name, size in memory.items()}
+    time_calls(benchmark, bench.call(bench.native, mode), device, extra, field[0].name)
 
 
 def test_retrieval(benchmark: Any, device: torch.device) -> None:

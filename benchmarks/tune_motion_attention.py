@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import torch
 from motarfuse.kernels import motion_attention_table as table
+from motarfuse.kernels._launch import compiled_for
 from motarfuse.kernels.motion_attention_table import ShortEntry
 
 from benchmarks.bench_motion_attention import PEER_TOLERANCE
@@ -333,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"the kernels need compute capability 8.0, this GPU has {capability}", file=sys.stderr)
         return NO_GPU
     kernels = [args.kernel] if args.kernel else KERNELS
-    todo = works(table.architecture_of(capability), kernels, getattr(torch, args.dtype), args.head_dims)
+    todo = works(compiled_for(capability), kernels, getattr(torch, args.dtype), args.head_dims)
     if not todo:
         print(f"no entry of {args.kernel} for {args.dtype} and head dims {args.head_dims}", file=sys.stderr)
         return 2

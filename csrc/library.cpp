@@ -10,12 +10,18 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
   library.impl("part_moments_backward", TORCH_BOX(&motarfuse::part_moments_backward_cpu));
   library.impl("motion_warp_forward", TORCH_BOX(&motarfuse::motion_warp_forward_cpu));
   library.impl("motion_warp_backward", TORCH_BOX(&motarfuse::motion_warp_backward_cpu));
+  library.impl("part_pool_forward", TORCH_BOX(&motarfuse::part_pool_forward_cpu));
+  library.impl("part_pool_backward", TORCH_BOX(&motarfuse::part_pool_backward_cpu));
 }
 
 #if defined(MOTARFUSE_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(motarfuse, CUDA, library) {
   library.impl("part_moments_forward", TORCH_BOX(&motarfuse::part_moments_forward_cuda));
   library.impl("part_moments_backward", TORCH_BOX(&motarfuse::part_moments_backward_cuda));
+  library.impl("motion_warp_forward", TORCH_BOX(&motarfuse::motion_warp_forward_cuda));
+  library.impl("motion_warp_backward", TORCH_BOX(&motarfuse::motion_warp_backward_cuda));
+  library.impl("part_pool_forward", TORCH_BOX(&motarfuse::part_pool_forward_cuda));
+  library.impl("part_pool_backward", TORCH_BOX(&motarfuse::part_pool_backward_cuda));
   library.impl("motion_attention_backward", TORCH_BOX(&motarfuse::motion_attention_backward_cuda));
 }
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -26,7 +27,7 @@ def reasons_against_triton(device_type: str) -> list[str]:
         reasons.append(f"Triton runs on Linux, this is {sys.platform}")
     if importlib.util.find_spec("triton") is None:
         reasons.append("Triton is not installed: pip install triton")
-    elif _numpy_breaks_interpreter() and interpreted():
+    elif interpreted() and _numpy_breaks_interpreter():
         reasons.append("Triton before 3.7 cannot interpret with numpy 2.4 or later: pip install 'triton>=3.7'")
     if device_type == "cpu" and not interpreted():
         reasons.append("it takes CPU tensors under TRITON_INTERPRET=1 only (for tests, and slow)")
@@ -37,6 +38,7 @@ def reasons_against_triton(device_type: str) -> list[str]:
     return reasons
 
 
+@functools.cache
 def _numpy_breaks_interpreter() -> bool:
     return _version("triton") < (3, 7) and _version("numpy") >= (2, 4)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from motarfuse.kernels import motion_attention_table as table
+from motarfuse.kernels._launch import TYPES, Launch, device_of
 from motarfuse.kernels._runtime import interpreted, reasons_against_triton
 from motarfuse.kernels.motion_attention_backward import (
     motion_attention_bwd_key_kernel,
@@ -23,10 +24,7 @@ from motarfuse.kernels.motion_attention_backward import (
 from motarfuse.kernels.motion_attention_forward import motion_attention_fwd_kernel, motion_attention_key_extras_kernel
 from motarfuse.kernels.motion_attention_problem import (
     PADDING,
-    TYPES,
-    Launch,
     Problem,
-    device_of,
     is_aligned,
     rows_first,
     statistics_shape,

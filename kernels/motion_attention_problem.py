@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from motarfuse.kernels import motion_attention_table as table
+from motarfuse.kernels._launch import TYPES, Launch, architecture_of
 from motarfuse.kernels._runtime import interpreted
 
-TYPES = {
-    torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32, torch.float64: tl.float64
-}  # fmt: skip
 # Rows of the extra channels are written in whole tiles of any size in the table.
 PADDING = 128
-
-
-class Launch(NamedTuple):
-    """A kernel with everything it is called with."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-    options: dict[str, Any]
-
-    def run(self) -> None:
-        self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
 
 class Problem:
@@ -162,16 +144,3 @@ def is_aligned(tensor: torch.Tensor) -> bool:
 
 def _is_packed(motion: torch.Tensor) -> bool:
     return motion.stride(3) == 1 and motion.stride(2) == motion.shape[3]
-
-
-def architecture_of(device: torch.device) -> int:
-    return table.architecture_of(_capability(device)) if device.type == "cuda" else 90
-
-
-@functools.cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(device)
-
-
-def device_of(tensor: torch.Tensor) -> Any:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()

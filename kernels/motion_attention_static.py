@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from motarfuse.kernels import motion_attention as launchers
 from motarfuse.kernels import motion_attention_table as table
+from motarfuse.kernels._launch import Launch
 from motarfuse.kernels._static import StaticCase
 
 # Batch, heads, queries, keys, head dim, motion channels.
@@ -68,7 +69,7 @@ def cases_of(shape: Sequence[int], dtype: torch.dtype, architecture: int) -> Ite
         yield _case(launch, name, shape, p)
 
 
-def _case(launch: launchers.Launch, name: str, shape: Sequence[int], p: launchers.Problem) -> StaticCase:
+def _case(launch: Launch, name: str, shape: Sequence[int], p: launchers.Problem) -> StaticCase:
     kernel, constants = launch.kernel, launch.constants
     short_name = kernel.__name__.removeprefix("motion_attention_").removesuffix("_kernel")
     if kernel is launchers.motion_attention_bwd_key_kernel and launch.arguments["p_grad_key"] is None:
@@ -93,7 +94,7 @@ def _case(launch: launchers.Launch, name: str, shape: Sequence[int], p: launcher
     )
 
 
-def _trips(launch: launchers.Launch, p: launchers.Problem) -> tuple[int, ...]:
+def _trips(launch: Launch, p: launchers.Problem) -> tuple[int, ...]:
     """How often the loop runs; a second one, for float32's delta, likewise."""
     if "KEYS_0" in launch.constants:
         return (max(1, p.queries // launch.constants["BLOCK_M"] // launch.grid[1]),)

@@ -177,11 +177,6 @@ _WIDE_SHORT_KEYS = {80: 0, 90: 224, 100: 0}
 _REST_KEYS = 144
 
 
-def architecture_of(capability: tuple[int, int]) -> int:
-    """The table's architecture for a compute capability: 9.x has wgmma, 10.x tcgen05, all others mma.sync."""
-    return {9: 90, 10: 100}.get(capability[0], 80)
-
-
 def tiles(architecture: int, kernel: str, half: bool, block_d: int) -> Tiles:
     """The table's entry; of tiles that `override` put there, those."""
     entry = Entry(architecture, kernel, half, max(32, block_d))

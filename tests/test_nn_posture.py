@@ -180,8 +180,9 @@ def test_log_determinants_and_gradients() -> None:
     logits = normal(2)(2, 5, 4)
 
     def function(*tensors: Tensor) -> tuple[Tensor, ...]:
-        found = posture.align(*tensors[:3])
-        moved = posture.displacement(tensors[3], *tensors[:2], found, grid=(2, 2))
+        keypoints, affines, visibility, logits = tensors
+        found = posture.align(keypoints, affines, visibility)
+        moved = posture.displacement(logits, keypoints, affines, found, grid=(2, 2))
         return moved, posture.log_determinants(found), found.alignment
 
     inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in (keypoints, affines, visibility, logits))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from motarfuse.kernels import motion_attention_table as table
+from motarfuse.kernels._launch import compiled_for
 from motarfuse.kernels.motion_attention_table import Entry, ShortEntry, ShortOptions, Tiles
 
 from benchmarks import motion_attention_candidates as candidates
@@ -258,7 +259,7 @@ def test_a_choice_is_launched_by_the_real_launcher(kernel: str) -> None:
     half, length = kernel == "short", 17 if kernel == "short" else 33
     dtype = torch.float16 if half else torch.float32  # the interpreter knows no bfloat16 constants
     case = Case(1, 2, length, length, 16, 3)
-    architecture = 90 if device.type == "cpu" else table.architecture_of(torch.cuda.get_device_capability())
+    architecture = 90 if device.type == "cpu" else compiled_for(torch.cuda.get_device_capability())
     entry: Entry | ShortEntry = Entry(architecture, kernel, half, 32)
     own, other = Tiles(64, 32, 4, 1), Tiles(32, 64, 4, 1, passes=2 if kernel == "backward_key" else 1)
     if kernel == "short":

@@ -26,6 +26,32 @@ inline int num_multiprocessors(int32_t device) {
   return count;
 }
 
+// Bytes that a block may have, that a multiprocessor has, and that a multiprocessor keeps for itself of each block's.
+struct SharedMemory {
+  int block = 0, multiprocessor = 0, reserved = 0;
+};
+
+inline SharedMemory shared_memory_of(int32_t device) {
+  SharedMemory memory;
+  const auto ask = [&](int& value, auto attribute) {
+    const cudaError_t error = cudaDeviceGetAttribute(&value, attribute, device);
+    STD_TORCH_CHECK(error == cudaSuccess, "motarfuse: ", cudaGetErrorString(error));
+  };
+  ask(memory.block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  ask(memory.multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  ask(memory.reserved, cudaDevAttrReservedSharedMemoryPerBlock);
+  return memory;
+}
+
+// Lets a kernel's blocks have all that the device has. Of the function in this process: the same for every call, so that
+// a thread cannot lower what another launches with.
+template <class K>
+void allow_shared_memory(K* kernel, const SharedMemory& memory) {
+  const cudaError_t error = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                                 cudaFuncAttributeMaxDynamicSharedMemorySize, memory.block);
+  STD_TORCH_CHECK(error == cudaSuccess, "motarfuse: ", cudaGetErrorString(error));
+}
+
 inline void check_launch(const char* kernel) {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "motarfuse: launching ", kernel, " failed: ", cudaGetErrorString(error));

@@ -28,22 +28,6 @@ __global__ void __launch_bounds__(kSumThreads) motion_attention_sum_kernel(const
   }
 }
 
-struct SharedMemory {
-  int block = 0, multiprocessor = 0, reserved = 0;
-};
-
-SharedMemory shared_memory_of(int32_t device) {
-  SharedMemory memory;
-  const auto ask = [&](int& value, auto attribute) {
-    const cudaError_t error = cudaDeviceGetAttribute(&value, attribute, device);
-    STD_TORCH_CHECK(error == cudaSuccess, "motarfuse: ", cudaGetErrorString(error));
-  };
-  ask(memory.block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  ask(memory.multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  ask(memory.reserved, cudaDevAttrReservedSharedMemoryPerBlock);
-  return memory;
-}
-
 int wanted_of(const AttentionCall& call) {
   const auto bit = [](const void* gradient, int wanted) { return gradient != nullptr ? wanted : 0; };
   const int motion = call.channels > 0 ? kWantsMotionQuery | kWantsMotionKey : 0;
@@ -98,11 +82,7 @@ void launch_backward(const AttentionCall& call, int32_t device, cudaStream_t str
   const SharedMemory memory = shared_memory_of(device);
   const Plan plan = make_plan<D>(call, memory);
   if (plan.wanted == 0) return;
-  // Of the function in this process: the same for every call, so that a thread cannot lower what another launches with.
-  const cudaError_t error =
-      cudaFuncSetAttribute(reinterpret_cast<const void*>(&motion_attention_backward_kernel<T, D>),
-                           cudaFuncAttributeMaxDynamicSharedMemorySize, memory.block);
-  STD_TORCH_CHECK(error == cudaSuccess, "motarfuse: ", cudaGetErrorString(error));
+  allow_shared_memory(&motion_attention_backward_kernel<T, D>, memory);
   const unsigned blocks = static_cast<unsigned>(call.batch * call.heads);
   motion_attention_backward_kernel<T, D><<<blocks, plan.threads(), plan.bytes, stream>>>(call, plan);
   check_launch("motion_attention_backward_kernel");

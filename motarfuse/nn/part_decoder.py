@@ -305,9 +305,7 @@ class PartDecoder(nn.Module):
         with without_autocast(tokens.device):
             posture = self.canonical.align(keypoints, affines, visibility)
             own = masks[:, 1:]
-            displacement = self.canonical.displacement(
-                part_logits, keypoints, affines, posture, grid=self.heads.grid
-            )
+            displacement = self.canonical.displacement(part_logits, keypoints, affines, posture, grid=self.heads.grid)
             growth = (own * self.canonical.log_determinants(posture)[..., None]).sum(1)
             previous, has_previous = self._towards(-1, keypoints, affines, part_logits, frame_mask, frame_index)
             following, has_following = self._towards(1, keypoints, affines, part_logits, frame_mask, frame_index)

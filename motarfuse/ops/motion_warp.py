@@ -25,6 +25,10 @@ from motarfuse.ops.validation import (
 )
 from motarfuse.reference import motion_warp as reference
 
+# What a thread block keeps of an image's cells and parts in its shared memory.
+MAX_CUDA_CELLS = 4096
+MAX_CUDA_PARTS = 256
+
 
 class MotionWarp(NamedTuple):
     """Results of ``motion_warp``: warped (B, N, C), flow (B, N, 2), visibility (B, N)."""
@@ -67,7 +71,7 @@ def motion_warp(
         part_logits: (B, K + 1, N) of the target.
         source_part_logits: (B, K + 1, N), or None.
         grid: (h, w) in cells.
-        impl: ``"auto"``, or the backend that must run: ``"reference"``.
+        impl: ``"auto"``, or the backend that must run: ``"cuda"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
         warped (B, N, C) of the source's dtype; flow (B, N, 2) of the source keypoints' dtype; visibility (B, N) of the
@@ -237,6 +241,14 @@ def _example(device: torch.device) -> Request:
     return Request(device, tensors, {"grid": (16, 8)})
 
 
+def _too_much_for_cuda(request: Request) -> list[str]:
+    source, keypoints = request.tensors["source"], request.tensors["source_keypoints"]
+    assert source is not None
+    assert keypoints is not None
+    sizes = {"cells": (source.shape[1], MAX_CUDA_CELLS), "parts": (keypoints.shape[1], MAX_CUDA_PARTS)}
+    return [f"it takes up to {most} {name}, got {size}" for name, (size, most) in sizes.items() if size > most]
+
+
 _INPUTS = (
     "Tensor source, Tensor source_keypoints, Tensor source_affines, Tensor target_keypoints, Tensor target_affines, "
     "Tensor part_logits, Tensor? source_part_logits, SymInt height, SymInt width"
@@ -256,7 +268,7 @@ OPERATOR = Operator(
     "motion_warp",
     _example,
     backends=(
-        KERNELS.native("cuda"),
+        KERNELS.native("cuda", limits=_too_much_for_cuda),
         KERNELS.native("cpu"),
         Backend("reference", reference, supports_everything),
     ),

@@ -15,9 +15,20 @@ from motarfuse.ops.kernels import (
     differentiating,
     keep_missing_gradients,
 )
-from motarfuse.ops.validation import check_precisions, check_rank, check_same_device, check_shape, check_tensor
+from motarfuse.ops.validation import (
+    HALF_DTYPES,
+    check_precisions,
+    check_rank,
+    check_same_device,
+    check_shape,
+    check_tensor,
+    dtype_name,
+)
 from motarfuse.reference import part_pool as reference
 from motarfuse.reference.precision import compute_dtype
+
+# Gradients of more pooled tokens do not fit into the shared memory of every GPU.
+MAX_CUDA_PARTS = 256
 
 
 class PartPool(NamedTuple):
@@ -36,7 +47,7 @@ def part_pool(tokens: torch.Tensor, part_logits: torch.Tensor, *, impl: str = AU
     Args:
         tokens: (B, N, C) float16, bfloat16, float32 or float64; any strides.
         part_logits: (B, K + 1, N), K >= 0.
-        impl: ``"auto"``, or the backend that must run: ``"reference"``.
+        impl: ``"auto"``, or the backend that must run: ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
         pooled (B, K, C) of the tokens' dtype; mass (B, K) of the part logits' dtype; computed in float32 from half
@@ -159,12 +170,48 @@ KERNELS = KernelFamily(
     run=_run_kernels,
 )
 
+
+def _load_triton() -> Any:  # a statement, which torch.compile can trace
+    from motarfuse.kernels import part_pool
+
+    return part_pool
+
+
+def _not_interpreted(request: Request) -> list[str]:
+    return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
+
+
+_TRITON_BACKEND = KERNELS.python("triton", _load_triton, requires=("triton",), auto_reasons=_not_interpreted)
+
+
+def _too_much_for_cuda(request: Request) -> list[str]:
+    part_logits = request.tensors["part_logits"]
+    assert part_logits is not None
+    parts = part_logits.shape[1] - 1
+    return [f"it takes up to {MAX_CUDA_PARTS} parts, got {parts}"] if parts > MAX_CUDA_PARTS else []
+
+
+def _no_use_of_cuda(request: Request) -> list[str]:
+    """The CUDA forward spends K multiplications on each number of the tokens, Triton's a matrix instruction on many.
+
+    From so many parts on they take about as long as memory: an estimate from instruction counts, not a measurement.
+    """
+    tokens, part_logits = request.tensors["tokens"], request.tensors["part_logits"]
+    assert tokens is not None
+    assert part_logits is not None
+    least = 8 if tokens.dtype in HALF_DTYPES else 17
+    if part_logits.shape[1] - 1 < least or _TRITON_BACKEND.not_supported_reasons(request):
+        return []
+    return [f"triton's matrix instructions are faster from {least} parts of {dtype_name(tokens.dtype)} on"]
+
+
 OPERATOR = Operator(
     "part_pool",
     _example,
     backends=(
-        KERNELS.native("cuda"),
-        KERNELS.native("cpu"),
+        KERNELS.native("cuda", limits=_too_much_for_cuda, auto_reasons=_no_use_of_cuda),
+        KERNELS.native("cpu"),  # before triton, which a call on a CPU would import to ask
+        _TRITON_BACKEND,
         Backend("reference", reference, supports_everything),
     ),
 )

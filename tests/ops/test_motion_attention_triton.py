@@ -29,8 +29,8 @@ if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)
 
 from motarfuse.kernels import motion_attention as kernels
-from motarfuse.kernels import motion_attention_problem as problem
 from motarfuse.kernels import motion_attention_table as table
+from motarfuse.kernels._launch import architecture_of
 from motarfuse.kernels._runtime import reasons_against_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -377,7 +377,7 @@ def test_every_architecture_has_tiles_for_every_kernel() -> None:
 
 @thorough
 def test_tiles_can_be_replaced_for_a_while() -> None:
-    entry = table.Entry(problem.architecture_of(torch.device(DEVICE)), "forward", False, 32)
+    entry = table.Entry(architecture_of(torch.device(DEVICE)), "forward", False, 32)
     inputs = inputs_of(square(66, width=32), torch.float32, DEVICE)
     expected = triton(**inputs)
     with table.override({entry: table.Tiles(16, 16, 4, 1)}):

@@ -20,8 +20,8 @@ def test_the_registered_operators_pass_opcheck(backend: tuple[str, str], with_so
     _, device = backend
     torch.use_deterministic_algorithms(False)  # opcheck compares two runs, and NaN is not equal to NaN
     kernels = KERNELS.native_kernels
-    *inputs, source_logits = (tensor.to(device) for tensor in case((4, 2)).values())
-    inputs.append(source_logits if with_source_logits else None)
+    *given, source_logits = (tensor.to(device) for tensor in case((4, 2)).values())
+    inputs = [*given, source_logits if with_source_logits else None]
     torch.library.opcheck(kernels.forward, (*inputs, 4, 2))
     incoming = [torch.randn_like(result) for result in kernels.forward(*inputs, 4, 2)]
     for needs in (0b1111111, 0b1, 0b0100010):

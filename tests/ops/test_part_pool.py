@@ -1,19 +1,43 @@
-"""part_pool: the definition against loops, its edges, its errors."""
+"""part_pool: the definition against loops, every backend by the one tolerance rule, edges, errors."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 import torch
 
 from motarfuse import ops
-from tests.ops.operator_cases import check_gradients, check_half_types, check_strides, normal
+from tests.ops import part_pool_cases
+from tests.ops.operator_cases import check_gradients, check_half_types, check_strides
+from tests.ops.part_pool_cases import (
+    BACKENDS,
+    DTYPES,
+    KERNEL_BACKENDS,
+    RESULTS,
+    SHAPES,
+    Inputs,
+    as_a_feature_map,
+    check,
+    needs_native,
+    outputs_and_gradients,
+)
 
 
 def case(batch: int = 2, cells: int = 7, parts: int = 3, channels: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
-    draw = normal(0)
-    return draw(batch, cells, channels), 3 * draw(batch, parts + 1, cells)
+    inputs = part_pool_cases.case(cells, torch.float64, batch=batch, parts=parts, channels=channels)
+    return inputs["tokens"], inputs["part_logits"]
+
+
+def on(backend: tuple[str, str], inputs: Mapping[str, torch.Tensor]) -> Inputs:
+    return {name: tensor.to(backend[1]) for name, tensor in inputs.items()}
+
+
+# The definition ------------------------------------------------------------------------------------------------------
 
 
 def test_it_is_what_loops_over_cells_compute() -> None:
@@ -35,32 +59,8 @@ def test_masses_and_the_background_sum_to_one() -> None:
 
 
 def test_gradients() -> None:
-    check_gradients(ops.part_pool, *case())
-
-
-def test_a_part_without_mass_is_zero_and_finite() -> None:
-    tokens, logits = (tensor.float().requires_grad_() for tensor in case())
-    hidden = torch.zeros(2, 4, 7, dtype=torch.bool)
-    hidden[:, 2] = True
-    pooled, mass = ops.part_pool(tokens, logits.masked_fill(hidden, -torch.inf))
-    assert torch.equal(pooled[:, 1], torch.zeros(2, 5))
-    assert torch.equal(mass[:, 1], torch.zeros(2))
-    (pooled.sum() + mass.sum()).backward()
-    assert tokens.grad is not None
-    assert tokens.grad.isfinite().all()
-    assert logits.grad is not None
-    assert logits.grad.isfinite().all()
-
-
-@pytest.mark.parametrize(("batch", "cells", "parts"), [(0, 7, 3), (2, 0, 3), (2, 7, 0)])
-def test_empty_dimensions(batch: int, cells: int, parts: int) -> None:
-    tokens, logits = (tensor.requires_grad_() for tensor in case(batch, cells, parts))
-    pooled, mass = ops.part_pool(tokens, logits)
-    assert (pooled.shape, mass.shape) == ((batch, parts, 5), (batch, parts))
-    assert torch.equal(pooled, torch.zeros_like(pooled)) or cells
-    (pooled.sum() + mass.sum()).backward()
-    assert tokens.grad is not None
-    assert tokens.grad.isfinite().all()
+    with ops.use_backend("reference"):
+        check_gradients(ops.part_pool, *case())
 
 
 def test_other_strides_and_half_types() -> None:
@@ -71,6 +71,258 @@ def test_other_strides_and_half_types() -> None:
         pooled, mass = ops.part_pool(tokens.bfloat16(), logits.float())
     assert (pooled.dtype, mass.dtype) == (torch.bfloat16, torch.float32)
     torch.testing.assert_close(mass, ops.part_pool(tokens, logits).mass.float(), rtol=1e-6, atol=1e-7)
+
+
+# The kernels by the rule ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_a_kernel_is_as_accurate_as_eager(
+    backend: tuple[str, str], shape: tuple[int, int, int], dtype: torch.dtype
+) -> None:
+    cells, parts, channels = shape
+    check(backend, part_pool_cases.case(cells, dtype, parts=parts, channels=channels))
+
+
+@pytest.mark.parametrize("halves", [("tokens",), ("part_logits",)], ids=["tokens", "logits"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_half_types_may_be_mixed_with_float32(
+    backend: tuple[str, str], dtype: torch.dtype, halves: tuple[str, ...]
+) -> None:
+    inputs = part_pool_cases.case(65, channels=33)
+    check(backend, {name: tensor.to(dtype) if name in halves else tensor for name, tensor in inputs.items()})
+
+
+@pytest.mark.parametrize("results", [("pooled",), ("mass",)], ids=["pooled", "mass"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_a_loss_may_use_one_of_the_results(
+    backend: tuple[str, str], dtype: torch.dtype, results: tuple[str, ...]
+) -> None:
+    check(backend, part_pool_cases.case(129, dtype, channels=64), results=results)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 130])
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_any_number_of_items_is_covered(backend: tuple[str, str], batch: int) -> None:
+    check(backend, part_pool_cases.case(130, batch=batch, channels=20))
+
+
+def _without_a_class_token(tensor: torch.Tensor) -> torch.Tensor:
+    """Rows where they lie, but items further apart; for part logits the first part is left out."""
+    return torch.cat((tensor[:, :1], tensor), dim=1)[:, 1:]
+
+
+def _every_second(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.repeat_interleave(2, dim=2)[:, :, ::2]
+
+
+def _rows_of_a_wider_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat((tensor, tensor), dim=2)[:, :, : tensor.shape[2]]
+
+
+def _one_item_for_all(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:1].expand_as(tensor)
+
+
+def _one_row_for_all(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:, :1].expand_as(tensor)
+
+
+def _one_column_for_all(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:, :, :1].expand_as(tensor)
+
+
+def _misaligned(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view_as(tensor)
+
+
+def _transposed(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+Layout = Callable[[torch.Tensor], torch.Tensor]
+LAYOUTS: list[Layout] = [
+    _without_a_class_token,
+    _every_second,
+    _rows_of_a_wider_tensor,
+    _one_item_for_all,
+    _one_row_for_all,
+    _one_column_for_all,
+    _misaligned,
+    _transposed,
+]
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_strides_change_nothing(backend: tuple[str, str], layout: Layout, dtype: torch.dtype) -> None:
+    for cells, channels in ((67, 37), (128, 32)):
+        inputs = part_pool_cases.case(cells, dtype, channels=channels)
+        check(backend, {name: layout(tensor) for name, tensor in inputs.items()})
+
+
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_gradients_take_the_layout_of_what_they_belong_to(backend: tuple[str, str]) -> None:
+    inputs = on(backend, as_a_feature_map(part_pool_cases.case(128, channels=32)))
+    gradients = outputs_and_gradients(inputs, backend[0])
+    for name, tensor in inputs.items():
+        assert gradients[f"grad_{name}"].stride() == tensor.stride() != tensor.contiguous().stride()
+
+
+@pytest.mark.parametrize("cells", [7, 65])
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_float64_passes_gradcheck_through_the_compiled_code(backend: tuple[str, str], cells: int) -> None:
+    inputs = on(backend, part_pool_cases.case(cells, torch.float64, batch=1, parts=2, channels=9))
+    leaves = [tensor.requires_grad_() for tensor in inputs.values()]
+    assert torch.autograd.gradcheck(lambda *tensors: ops.part_pool(*tensors, impl=backend[0]), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("cells", [129, 1032])
+@pytest.mark.parametrize("batch", [1, 3, 16])
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_two_runs_and_any_number_of_threads_agree_bitwise(backend: tuple[str, str], batch: int, cells: int) -> None:
+    inputs = on(backend, part_pool_cases.case(cells, batch=batch, parts=10, channels=64))
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 1, 2, 3, 8):
+            torch.set_num_threads(number)
+            found.append(outputs_and_gradients(inputs, backend[0]))
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        for name, value in found[0].items():
+            assert torch.equal(value, other[name]), name
+
+
+@pytest.mark.parametrize("wanted", ["tokens", "part_logits"])
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_only_what_requires_a_gradient_gets_one(backend: tuple[str, str], wanted: str) -> None:
+    inputs = on(backend, part_pool_cases.case(65, channels=24))
+    drawn: Inputs = {}
+    both = outputs_and_gradients(inputs, backend[0], incoming=drawn.setdefault)
+    leaves = {name: tensor.clone().requires_grad_(name == wanted) for name, tensor in inputs.items()}
+    torch.autograd.backward(ops.part_pool(**leaves, impl=backend[0]), [drawn[name] for name in RESULTS])
+    for name, leaf in leaves.items():
+        assert (leaf.grad is not None) == (name == wanted)
+        if leaf.grad is not None:
+            assert torch.equal(leaf.grad, both[f"grad_{name}"])
+
+
+# Numbers at the edge -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_part_without_mass_is_zero_and_finite(backend: tuple[str, str]) -> None:
+    inputs = on(backend, part_pool_cases.case(70))
+    inputs["part_logits"][:, 2] = -torch.inf
+    result = outputs_and_gradients(inputs, backend[0])
+    assert torch.equal(result["pooled"][:, 1], torch.zeros_like(result["pooled"][:, 1]))
+    assert torch.equal(result["mass"][:, 1], torch.zeros_like(result["mass"][:, 1]))
+    assert (result["grad_part_logits"][:, 2] == 0).all()
+    assert result["grad_tokens"].isfinite().all()
+    check(backend, inputs)
+
+
+@pytest.mark.parametrize("spoiler", [-torch.inf, torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("channels", [5, 32])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_cell_whose_masks_are_not_numbers_spoils_its_item_alone(
+    backend: tuple[str, str], channels: int, spoiler: float
+) -> None:
+    inputs = on(backend, part_pool_cases.case(70, batch=3, channels=channels))
+    inputs["part_logits"][1, :, 66] = spoiler
+    result = outputs_and_gradients(inputs, backend[0])
+    for value in result.values():
+        assert value[1].isnan().all()
+        assert value[::2].isfinite().all()
+    check(backend, inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_channel_that_is_not_a_number_is_enough(backend: tuple[str, str]) -> None:
+    for k in range(4):
+        inputs = on(backend, part_pool_cases.case(9))
+        inputs["part_logits"][0, k, 3] = torch.nan
+        mass = ops.part_pool(**inputs, impl=backend[0]).mass
+        assert mass[0].isnan().all()
+        assert mass[1].isfinite().all()
+
+
+@pytest.mark.parametrize("spoiler", [torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_token_that_is_not_finite_shows_in_its_channel_alone(backend: tuple[str, str], spoiler: float) -> None:
+    inputs = on(backend, part_pool_cases.case(65))
+    inputs["tokens"][0, 64, 2] = spoiler
+    pooled, mass = ops.part_pool(**inputs, impl=backend[0])
+    expected = torch.full_like(pooled[0, :, 2], spoiler)
+    torch.testing.assert_close(pooled[0, :, 2], expected, equal_nan=True)
+    assert pooled[0, :, [0, 1, 3, 4]].isfinite().all()
+    assert pooled[1].isfinite().all()
+    assert mass.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_large_logits_and_tokens_are_stable(backend: tuple[str, str]) -> None:
+    inputs = part_pool_cases.case(130)
+    check(backend, inputs | {"part_logits": 100 * inputs["part_logits"]})
+    check(backend, inputs | {"part_logits": 1e4 + inputs["part_logits"]})
+    check(backend, inputs | {"part_logits": 1e30 * inputs["part_logits"]})
+    check(backend, inputs | {"tokens": 1e15 * inputs["tokens"]})
+
+
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_sums_of_many_tokens_of_one_sign_keep_their_digits(backend: tuple[str, str]) -> None:
+    inputs = part_pool_cases.case(6000, channels=16, spread=0.1)
+    check(backend, inputs | {"tokens": inputs["tokens"].abs() + 1})
+
+
+@pytest.mark.parametrize(
+    ("batch", "cells", "parts", "channels"), [(0, 7, 3, 5), (2, 0, 3, 5), (2, 7, 0, 5), (2, 7, 3, 0)]
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_dimensions(backend: tuple[str, str], batch: int, cells: int, parts: int, channels: int) -> None:
+    inputs = on(backend, part_pool_cases.case(cells, batch=batch, parts=parts, channels=channels))
+    leaves = {name: tensor.requires_grad_() for name, tensor in inputs.items()}
+    pooled, mass = ops.part_pool(**leaves, impl=backend[0])
+    assert (pooled.shape, mass.shape) == ((batch, parts, channels), (batch, parts))
+    if not cells:
+        assert torch.equal(pooled, torch.zeros_like(pooled))
+        assert torch.equal(mass, torch.zeros_like(mass))
+    torch.autograd.backward([pooled.sum(), mass.sum()])
+    for leaf in leaves.values():
+        assert leaf.grad is not None
+        assert leaf.grad.shape == leaf.shape
+        assert leaf.grad.isfinite().all()
+
+
+@needs_native
+@pytest.mark.parametrize("capability", ["avx2", "baseline"])
+def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> None:
+    tests = [
+        "accurate_as_eager and cpu and (65x or 129x or 138x or 516x)",
+        "gradcheck",
+        "strides and cpu and (misaligned or transposed)",
+        "spoils and cpu",
+    ]
+    chosen = " or ".join(f"({test})" for test in tests)
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", chosen],
+        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [

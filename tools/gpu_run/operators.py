@@ -44,4 +44,24 @@ OPERATORS = {
         ),
         kernels=("part_moments",),
     ),
+    "motion_warp": Operator(
+        tests=("tests/ops/test_motion_warp*.py",),
+        bench=("-m", "benchmarks.bench_motion_warp", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_motion_warp_kernels.py"),
+            *("-k", "(accurate and (9x7 or 5x13 or 1x1)) or some_of_the_results or without_mass or empty"),
+        ),
+        kernels=("motion_warp",),
+        weight=1.5,
+    ),
+    "part_pool": Operator(
+        tests=("tests/ops/test_part_pool*.py",),
+        bench=("-m", "benchmarks.bench_part_pool", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_part_pool.py"),
+            *("-k", "accurate or empty"),
+        ),
+        kernels=("part_pool",),
+        weight=1.5,
+    ),
 }

@@ -42,6 +42,7 @@ struct float4 {
 };
 
 inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
 
 namespace emulation {
 
@@ -82,7 +83,7 @@ struct Warp {
   unsigned generation = 0;
 };
 
-// Who touched four bytes of shared memory last, and between which two __syncthreads.
+// Who touched two bytes of shared memory last, and between which two __syncthreads.
 struct Access {
   unsigned written = 0, read = 0;
   int writer = -1, reader = -1;  // warps; kMany readers
@@ -150,7 +151,7 @@ inline void touch(uint32_t offset, uint32_t bytes, bool write) {
   if (offset % bytes != 0) fail("misaligned access to shared memory");
   if (offset + bytes > machine.shared.size()) fail("access beyond shared memory");
   const int warp = threadIdx.x / kWarp;
-  for (uint32_t i = offset / 4; i < (offset + bytes + 3) / 4; ++i) {
+  for (uint32_t i = offset / 2; i < (offset + bytes + 1) / 2; ++i) {
     Access& access = machine.accesses[i];
     if (access.written == machine.epoch && access.writer != warp) fail("a race with a write of another warp");
     if (write) {
@@ -176,7 +177,7 @@ inline void launch(unsigned blocks, unsigned threads, size_t shared, const std::
     blockIdx.x = index;
     machine.warps.assign(threads / kWarp, Warp());
     machine.shared.assign(shared, 0xFF);
-    machine.accesses.assign((shared + 3) / 4, Access());
+    machine.accesses.assign((shared + 1) / 2, Access());
     machine.arrived = machine.done = machine.idle = 0;
     for (unsigned thread = 0; thread < threads; ++thread) {
       Fiber& fiber = *machine.fibers[thread];
@@ -248,6 +249,31 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits) {
   return __shfl_sync(mask, value, threadIdx.x % emulation::kWarp ^ bits);
 }
+
+inline bool __any_sync(unsigned, bool predicate) {
+  bool slot = predicate;
+  emulation::whole_warp(slot, [](bool** slots) {
+    const bool any = std::any_of(slots, slots + emulation::kWarp, [](const bool* one) { return *one; });
+    for (int l = 0; l < emulation::kWarp; ++l) *slots[l] = any;
+  });
+  return slot;
+}
+
+inline unsigned __match_any_sync(unsigned, int value) {
+  int slot = value;
+  emulation::whole_warp(slot, [](int** slots) {
+    int values[emulation::kWarp];
+    for (int l = 0; l < emulation::kWarp; ++l) values[l] = *slots[l];
+    for (int l = 0; l < emulation::kWarp; ++l) {
+      unsigned same = 0;
+      for (int other = 0; other < emulation::kWarp; ++other) same |= (values[other] == values[l] ? 1u : 0u) << other;
+      std::memcpy(slots[l], &same, sizeof(same));
+    }
+  });
+  return static_cast<unsigned>(slot);
+}
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 using cudaError_t = int;
 using cudaStream_t = void*;
