@@ -6,12 +6,11 @@
 
 #include <cstring>
 #include <utility>
-#include <vector>
 
 #include "../library.h"
 #include "../parallel.h"
 #include "../part_pool_call.h"
-#include "cells.h"
+#include "part_pool_rows.h"
 #include "simd.h"
 
 #if defined(__clang__)
@@ -27,6 +26,9 @@ constexpr int64_t kBlockCells = 64;   // of masks in the cache
 constexpr int64_t kRowsAtOnce = 8;    // cells that are summed in registers, or converted
 constexpr int kCellsAtOnce = 4;       // whose gradients are in registers
 constexpr int64_t kRowsAhead = 8;     // of the one that is read, asked for
+// Gradients of tokens that no cache keeps until somebody reads them: they go to memory without being fetched first, a
+// fifth of the backward's time.
+constexpr int64_t kStreamedBytes = 4 << 20;
 constexpr int64_t kLanesAtMost = 16;  // of a vector of any instruction set
 constexpr int64_t kPartsAtOnce = 4;   // parts are rounded up to it, with masks and gradients of zero
 
@@ -41,7 +43,7 @@ struct PoolBlocks {
   void (*multiply_rows)(const C* weights, int64_t parts, const C* rows, int64_t stride, int64_t cells, int64_t width,
                         C* products);
   void (*combine_rows)(const C* masks, const C* weights, int64_t parts, int64_t cells, int64_t width, C* rows,
-                       int64_t stride);
+                       int64_t stride, bool streams);
   void (*softmax_gradients)(const C* constants, int64_t parts, int64_t cells, C* products, C* masks);
   C (*scale_and_multiply)(C* row, const C* other, int64_t channels, C factor);
   void (*move_sums)(int64_t count, C* sums, C* total);
@@ -54,6 +56,9 @@ struct PoolBlocks {
 #define MOTARFUSE_BLOCKS blocks_baseline
 #define MOTARFUSE_TARGET
 #define MOTARFUSE_BYTES 16
+#if defined(__x86_64__)
+#define MOTARFUSE_STREAM __builtin_ia32_movntps
+#endif
 #define MOTARFUSE_TILE_PARTS 4
 #include "part_pool_blocks.h"
 
@@ -61,12 +66,14 @@ struct PoolBlocks {
 #define MOTARFUSE_BLOCKS blocks_avx2
 #define MOTARFUSE_TARGET __attribute__((target("avx2,fma")))
 #define MOTARFUSE_BYTES 32
+#define MOTARFUSE_STREAM __builtin_ia32_movntps256
 #define MOTARFUSE_TILE_PARTS 4
 #include "part_pool_blocks.h"
 
 #define MOTARFUSE_BLOCKS blocks_avx512
 #define MOTARFUSE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define MOTARFUSE_BYTES 64
+#define MOTARFUSE_STREAM __builtin_ia32_movntps512
 #define MOTARFUSE_TILE_PARTS 8
 #include "part_pool_blocks.h"
 #endif
@@ -86,61 +93,14 @@ const PoolBlocks<C>& best_blocks() {
 #endif
 }
 
+// What a thread has written past the caches is in memory before another reads it.
+void finish_streams() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 int64_t round_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
-
-// Zeros that begin at a cache line.
-template <class C>
-class Buffer {
- public:
-  explicit Buffer(int64_t count) : memory_(count + kLine) {
-    const auto address = reinterpret_cast<uintptr_t>(memory_.data());
-    data_ = memory_.data() + (64 - address % 64) % 64 / sizeof(C);
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  C* data() { return data_; }
-
- private:
-  static constexpr int64_t kLine = 64 / sizeof(C);
-  std::vector<C> memory_;
-  C* data_;
-};
-
-// Numbers of a tensor, `stride` apart, in the type computed in.
-template <class C>
-void load_line(void* data, ScalarType type, int64_t first, int64_t stride, int64_t count, C* line) {
-  with_type<C>(data, type, first, [&](const auto* source) {
-    int64_t i = 0;
-    if (stride == 1) {
-      for (; i + kLanes<C> <= count; i += kLanes<C>) store(line + i, load_as<C>(source + i));
-    }
-    for (; i < count; ++i) line[i] = static_cast<C>(source[i * stride]);
-  });
-}
-
-template <class C>
-void store_line(void* data, ScalarType type, int64_t first, int64_t stride, int64_t count, const C* line) {
-  with_type<C>(data, type, first, [&](auto* target) {
-    using T = std::remove_reference_t<decltype(*target)>;
-    int64_t i = 0;
-    if (stride == 1) {
-      for (; i + kLanes<C> <= count; i += kLanes<C>) store_as<C>(target + i, load(line + i));
-    }
-    for (; i < count; ++i) target[i * stride] = static_cast<T>(line[i]);
-  });
-}
-
-// Calls transpose_four(cell, channel) for fours of both, and move_one(cell, channel) for the rest.
-template <class C, class F, class G>
-MOTARFUSE_INLINE void over_transposed(int64_t cells, int64_t channels, const F& transpose_four, const G& move_one) {
-  const int64_t whole_cells = kLanes<C> == 4 ? cells / 4 * 4 : 0, whole_channels = channels / 4 * 4;
-  for (int64_t c = 0; c < whole_channels; c += 4) {
-    for (int64_t n = 0; n < whole_cells; n += 4) transpose_four(n, c);
-  }
-  for (int64_t c = 0; c < channels; ++c) {
-    for (int64_t n = c < whole_channels ? whole_cells : 0; n < cells; ++n) move_one(n, c);
-  }
-}
 
 // What a call's sizes say for all threads.
 template <class C>
@@ -170,66 +130,31 @@ struct PoolSizes {
   bool in_place(const TokensView& view) const {
     return view.channel == 1 && view.type == call.compute && width == call.channels;
   }
+
+  // Cells that are converted at once: few, or where channels lie far apart so many that whole lines are read.
+  int64_t staged_cells(const TokensView& view) const {
+    return view.channel == 1 || view.cell != 1 ? kRowsAtOnce : kBlockCells;
+  }
+
+  // Of a buffer for them.
+  int64_t staged(const TokensView& view) const { return in_place(view) ? 0 : staged_cells(view) * width; }
+
+  // Rows that are written past the caches, whole lines.
+  bool streams(const TokensView& view) const {
+    constexpr int64_t kLine = 64, kSize = sizeof(C);
+    return in_place(view) && call.batch * call.cells * call.channels * kSize >= kStreamedBytes &&
+           reinterpret_cast<uintptr_t>(view.data) % kLine == 0 && view.batch * kSize % kLine == 0 &&
+           view.cell * kSize % kLine == 0;
+  }
 };
-
-template <class C>
-void load_rows(const PoolSizes<C>& sizes, const TokensView& view, int64_t batch, int64_t first, int64_t cells,
-               C* rows) {
-  const int64_t begin = batch * view.batch + first * view.cell, channels = sizes.call.channels, width = sizes.width;
-  if (view.channel == 1 || view.cell != 1) {
-    for (int64_t n = 0; n < cells; ++n) {
-      load_line(view.data, view.type, begin + n * view.cell, view.channel, channels, rows + n * width);
-    }
-    return;
-  }
-  with_type<C>(view.data, view.type, begin, [&](const auto* source) {
-    over_transposed<C>(
-        cells, channels,
-        [&](int64_t n, int64_t c) {
-          if constexpr (kLanes<C> == 4) {
-            Vector<C> columns[4], four[4];
-            for (int i = 0; i < 4; ++i) columns[i] = load_as<C>(source + (c + i) * view.channel + n);
-            transpose(columns, four);
-            for (int i = 0; i < 4; ++i) store(rows + (n + i) * width + c, four[i]);
-          }
-        },
-        [&](int64_t n, int64_t c) { rows[n * width + c] = static_cast<C>(source[c * view.channel + n]); });
-  });
-}
-
-template <class C>
-void store_rows(const PoolSizes<C>& sizes, const TokensView& view, int64_t batch, int64_t first, int64_t cells,
-                const C* rows) {
-  const int64_t begin = batch * view.batch + first * view.cell, channels = sizes.call.channels, width = sizes.width;
-  if (view.channel == 1 || view.cell != 1) {
-    for (int64_t n = 0; n < cells; ++n) {
-      store_line(view.data, view.type, begin + n * view.cell, view.channel, channels, rows + n * width);
-    }
-    return;
-  }
-  with_type<C>(view.data, view.type, begin, [&](auto* target) {
-    using T = std::remove_reference_t<decltype(*target)>;
-    over_transposed<C>(
-        cells, channels,
-        [&](int64_t n, int64_t c) {
-          if constexpr (kLanes<C> == 4) {
-            Vector<C> four[4], columns[4];
-            for (int i = 0; i < 4; ++i) four[i] = load(rows + (n + i) * width + c);
-            transpose(four, columns);
-            for (int i = 0; i < 4; ++i) store_as<C>(target + (c + i) * view.channel + n, columns[i]);
-          }
-        },
-        [&](int64_t n, int64_t c) { target[c * view.channel + n] = static_cast<T>(rows[n * width + c]); });
-  });
-}
 
 // Asks for the logits of the block after this one: short pieces of rows far apart, which a processor does not foresee.
 template <class C>
 void prefetch_logits(const PoolSizes<C>& sizes, int64_t batch, int64_t first) {
   const LogitsView& view = sizes.call.logits;
-  const bool same = first + kBlockCells < sizes.call.cells;
-  if (view.cell != 1 || (!same && batch + 1 >= sizes.call.batch)) return;
-  const int64_t begin = same ? batch * view.batch + first + kBlockCells : (batch + 1) * view.batch;
+  if (view.cell != 1) return;
+  const bool last = first + kBlockCells >= sizes.call.cells;
+  const int64_t begin = last ? (batch + 1) * view.batch : batch * view.batch + first + kBlockCells;
   with_type<C>(view.data, view.type, begin, [&](const auto* next) {
     for (int64_t k = 0; k <= sizes.call.parts; ++k) {
       for (int64_t i = 0; i < kBlockCells; i += 64 / sizeof(*next)) __builtin_prefetch(next + k * view.part + i);
@@ -262,7 +187,7 @@ class PoolForward {
   explicit PoolForward(const PoolSizes<C>& sizes)
       : sizes_(sizes),
         masks_((sizes.parts + 1) * kBlockCells),
-        staged_(sizes.in_place(sizes.call.tokens) ? 0 : kRowsAtOnce * sizes.width) {}
+        staged_(sizes.staged(sizes.call.tokens)) {}
 
   // Adds a group of cells to sums.
   void add_group(int64_t batch, int64_t group, C* sums) {
@@ -300,9 +225,10 @@ class PoolForward {
       sizes_.blocks.add_rows(masks, parts, rows, view.cell, cells, sums, width);
       return;
     }
-    for (int64_t n = 0; n < cells; n += kRowsAtOnce) {
-      const int64_t count = std::min(kRowsAtOnce, cells - n);
-      load_rows(sizes_, view, batch, first + n, count, staged_.data());
+    const int64_t step = sizes_.staged_cells(view);
+    for (int64_t n = 0; n < cells; n += step) {
+      const int64_t count = std::min(step, cells - n);
+      load_rows(view, batch, first + n, count, sizes_.call.channels, width, staged_.data());
       sizes_.blocks.add_rows(masks + n, parts, staged_.data(), width, count, sums, width);
     }
   }
@@ -371,8 +297,9 @@ class PoolBackward {
         products_(sizes.parts * kBlockCells),
         weights_(sizes.parts * sizes.width),
         constants_(sizes.parts),
-        staged_(sizes.in_place(sizes.call.tokens) ? 0 : kRowsAtOnce * sizes.width),
-        staged_grads_(sizes.in_place(sizes.call.grad_tokens) ? 0 : kRowsAtOnce * sizes.width) {}
+        staged_(sizes.staged(sizes.call.tokens)),
+        staged_grads_(sizes.staged(sizes.call.grad_tokens)),
+        streams_(sizes.streams(sizes.call.grad_tokens)) {}
 
   // dpooled / D and the constant of every part of an item.
   void begin_item(int64_t batch) {
@@ -398,8 +325,10 @@ class PoolBackward {
     load_masks(sizes_, batch, first, cells, masks_.data());
     const bool multiplies = call.grad_logits.data != nullptr && call.rows.pooled != nullptr;
     if (!multiplies) std::fill(products_.data(), products_.data() + sizes_.parts * kBlockCells, C(0));
-    for (int64_t n = 0; n < cells; n += kRowsAtOnce) {
-      const int64_t count = std::min(kRowsAtOnce, cells - n);
+    // Reading and writing take turns: memory is kept busy with both.
+    const int64_t step = std::min(sizes_.staged_cells(call.tokens), sizes_.staged_cells(call.grad_tokens));
+    for (int64_t n = 0; n < cells; n += step) {
+      const int64_t count = std::min(step, cells - n);
       if (multiplies) multiply(batch, first + n, count, products_.data() + n);
       if (call.grad_tokens.data != nullptr) combine(batch, first + n, count, masks_.data() + kBlockCells + n);
     }
@@ -421,7 +350,7 @@ class PoolBackward {
       rows = offset<C>(view.data, batch * view.batch + first * view.cell);
       stride = view.cell;
     } else {
-      load_rows(sizes_, view, batch, first, cells, staged_.data());
+      load_rows(view, batch, first, cells, sizes_.call.channels, sizes_.width, staged_.data());
     }
     sizes_.blocks.multiply_rows(weights_.data(), sizes_.call.parts, rows, stride, cells, sizes_.width, products);
   }
@@ -431,13 +360,14 @@ class PoolBackward {
     const bool in_place = sizes_.in_place(view);
     C* const rows = in_place ? offset<C>(view.data, batch * view.batch + first * view.cell) : staged_grads_.data();
     const int64_t stride = in_place ? view.cell : sizes_.width;
-    sizes_.blocks.combine_rows(masks, weights_.data(), sizes_.call.parts, cells, sizes_.width, rows, stride);
-    if (!in_place) store_rows(sizes_, view, batch, first, cells, rows);
+    sizes_.blocks.combine_rows(masks, weights_.data(), sizes_.call.parts, cells, sizes_.width, rows, stride, streams_);
+    if (!in_place) store_rows(view, batch, first, cells, sizes_.call.channels, sizes_.width, rows);
   }
 
   const PoolSizes<C>& sizes_;
   // Rows that are read keep zeros after their channels; those that are written may get NaN there.
   Buffer<C> masks_, products_, weights_, constants_, staged_, staged_grads_;
+  const bool streams_;
 };
 
 template <class C>
@@ -451,6 +381,7 @@ void backward(const PoolCall& call) {
       if (i == begin || first == 0) backward.begin_item(batch);
       backward.block(batch, first, std::min(kBlockCells, call.cells - first));
     }
+    finish_streams();
   });
 }
 

@@ -3,6 +3,7 @@
 //   MOTARFUSE_BLOCKS  the namespace,
 //   MOTARFUSE_TARGET  the attribute that every function here carries: a function without it splits wide vectors,
 //   MOTARFUSE_BYTES   of a vector,
+//   MOTARFUSE_STREAM  a vector of float to memory past the caches, where there is such an instruction,
 //   MOTARFUSE_TILE_PARTS  rows of sums that, two vectors each (three of 64 bytes), stay in registers.
 #define MOTARFUSE_TARGET_INLINE MOTARFUSE_TARGET inline __attribute__((always_inline))
 
@@ -42,6 +43,22 @@ MOTARFUSE_TARGET_INLINE void store_wide(C* target, V<C> v) {
   std::memcpy(target, &v, sizeof(v));
 }
 
+// To an address that is a multiple of the vector's size, past the caches.
+template <class C>
+MOTARFUSE_TARGET_INLINE void stream_wide(C* target, V<C> v) {
+#if defined(__clang__)
+  __builtin_nontemporal_store(v, reinterpret_cast<V<C>*>(target));
+#elif defined(MOTARFUSE_STREAM)
+  if constexpr (std::is_same_v<C, float>) {
+    MOTARFUSE_STREAM(target, v);
+  } else {
+    store_wide(target, v);
+  }
+#else
+  store_wide(target, v);
+#endif
+}
+
 template <class C>
 MOTARFUSE_TARGET_INLINE C sum_of_lanes(V<C> v) {
   C lanes[kWidth<C>];
@@ -77,27 +94,50 @@ MOTARFUSE_TARGET_INLINE V<C> sums_of_vectors(V<C>* vectors) {
   return vectors[0];
 }
 
+// exp_nonpositive (simd.h) of every lane: its condition keeps compilers from making vectors of a loop of it where the
+// processor has no masks.
+MOTARFUSE_TARGET_INLINE V<float> exp_wide(V<float> x) {
+  constexpr float kRound = 12582912.0f;
+  const V<float> shifted = x * 1.44269504088896341f + kRound;
+  const V<float> k = shifted - kRound;
+  const V<float> r = (x - k * 0.693359375f) - k * -2.12194440054690583e-4f;
+  V<float> q = r * 1.381459838e-03f + 8.368716898e-03f;
+  q = q * r + 4.166838805e-02f;
+  q = q * r + 1.666652063e-01f;
+  q = q * r + 4.999999345e-01f;
+  const V<float> p = q * (r * r) + r + 1.0f;
+  typename Wide<float>::Index bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  bits = (bits - (0x4B400000 - 127)) << 23;
+  V<float> scale;
+  std::memcpy(&scale, &bits, sizeof(scale));
+  return x < -87.3f ? V<float>{} : p * scale;
+}
+
+MOTARFUSE_TARGET_INLINE V<double> exp_wide(V<double> x) {
+  for (int i = 0; i < kWidth<double>; ++i) x[i] = exp_nonpositive(x[i]);
+  return x;
+}
+
 // In place: logits of whole vectors of cells (K + 1 rows) become masks.
 template <class C>
-MOTARFUSE_TARGET void softmax(int64_t parts, int64_t cells, C* __restrict rows) {
-  C largest[kBlockCells], total[kBlockCells];
-  for (int64_t i = 0; i < cells; ++i) largest[i] = rows[i];
-  for (int64_t k = 1; k <= parts; ++k) {
-    const C* row = rows + k * kBlockCells;
-    for (int64_t i = 0; i < cells; ++i) largest[i] = row[i] > largest[i] ? row[i] : largest[i];
-  }
-  for (int64_t i = 0; i < cells; ++i) total[i] = 0;
-  for (int64_t k = 0; k <= parts; ++k) {
-    C* __restrict row = rows + k * kBlockCells;
-    for (int64_t i = 0; i < cells; ++i) {
-      row[i] = exp_nonpositive(row[i] - largest[i]);
-      total[i] += row[i];
+MOTARFUSE_TARGET void softmax(int64_t parts, int64_t cells, C* rows) {
+  for (int64_t i = 0; i < cells; i += kWidth<C>) {
+    C* const first = rows + i;
+    V<C> largest = load_wide(first), total = {};
+    for (int64_t k = 1; k <= parts; ++k) {
+      const V<C> logit = load_wide(first + k * kBlockCells);
+      largest = logit > largest ? logit : largest;
     }
-  }
-  for (int64_t i = 0; i < cells; ++i) total[i] = 1 / total[i];
-  for (int64_t k = 0; k <= parts; ++k) {
-    C* __restrict row = rows + k * kBlockCells;
-    for (int64_t i = 0; i < cells; ++i) row[i] *= total[i];
+    for (int64_t k = 0; k <= parts; ++k) {
+      const V<C> weight = exp_wide(load_wide(first + k * kBlockCells) - largest);
+      store_wide<C>(first + k * kBlockCells, weight);
+      total += weight;
+    }
+    const V<C> factor = C(1) / total;
+    for (int64_t k = 0; k <= parts; ++k) {
+      store_wide<C>(first + k * kBlockCells, load_wide(first + k * kBlockCells) * factor);
+    }
   }
 }
 
@@ -216,15 +256,17 @@ MOTARFUSE_TARGET void multiply_rows(const C* weights, int64_t parts, const C* ro
   }
 }
 
-template <class C, int N, int Q>
+template <class C, int N, int Q, bool kStream>
 MOTARFUSE_TARGET_INLINE void combine_tile(const C* masks, const C* weights, int64_t parts, int64_t width, C* rows,
                                           int64_t stride) {
   V<C> tile[N][Q] = {};
-  // A processor fetches a line before it writes to it: a fifth of the time where gradients are not in the cache.
-  MOTARFUSE_UNROLL
-  for (int n = 0; n < N; ++n) {
+  if constexpr (!kStream) {
+    // A processor fetches a line before it writes to it.
     MOTARFUSE_UNROLL
-    for (int q = 0; q < Q; ++q) __builtin_prefetch(rows + (n + kRowsAhead) * stride + q * kWidth<C>, 1, 3);
+    for (int n = 0; n < N; ++n) {
+      MOTARFUSE_UNROLL
+      for (int q = 0; q < Q; ++q) __builtin_prefetch(rows + (n + kRowsAhead) * stride + q * kWidth<C>, 1, 3);
+    }
   }
   for (int64_t k = 0; k < parts; ++k) {
     V<C> weight[Q];
@@ -239,34 +281,53 @@ MOTARFUSE_TARGET_INLINE void combine_tile(const C* masks, const C* weights, int6
   MOTARFUSE_UNROLL
   for (int n = 0; n < N; ++n) {
     MOTARFUSE_UNROLL
-    for (int q = 0; q < Q; ++q) store_wide(rows + n * stride + q * kWidth<C>, tile[n][q]);
+    for (int q = 0; q < Q; ++q) {
+      C* target = rows + n * stride + q * kWidth<C>;
+      if constexpr (kStream) {
+        stream_wide<C>(target, tile[n][q]);
+      } else {
+        store_wide<C>(target, tile[n][q]);
+      }
+    }
   }
 }
 
-template <class C, int N>
+template <class C, int N, bool kStream>
 MOTARFUSE_TARGET_INLINE void combine_cells(const C* masks, const C* weights, int64_t parts, int64_t width, C* rows,
                                            int64_t stride) {
   int64_t c = 0;
   if constexpr (MOTARFUSE_BYTES == 64) {
     for (; width - c >= 4 * kWidth<C>; c += 4 * kWidth<C>) {
-      combine_tile<C, N, 4>(masks, weights + c, parts, width, rows + c, stride);
+      combine_tile<C, N, 4, kStream>(masks, weights + c, parts, width, rows + c, stride);
     }
   }
   for (; width - c >= 2 * kWidth<C>; c += 2 * kWidth<C>) {
-    combine_tile<C, N, 2>(masks, weights + c, parts, width, rows + c, stride);
+    combine_tile<C, N, 2, kStream>(masks, weights + c, parts, width, rows + c, stride);
   }
-  if (c < width) combine_tile<C, N, 1>(masks, weights + c, parts, width, rows + c, stride);
+  if (c < width) combine_tile<C, N, 1, kStream>(masks, weights + c, parts, width, rows + c, stride);
+}
+
+template <class C, bool kStream>
+MOTARFUSE_TARGET void combine_all(const C* masks, const C* weights, int64_t parts, int64_t cells, int64_t width,
+                                  C* rows, int64_t stride) {
+  int64_t n = 0;
+  for (; n + kCellsAtOnce <= cells; n += kCellsAtOnce) {
+    combine_cells<C, kCellsAtOnce, kStream>(masks + n, weights, parts, width, rows + n * stride, stride);
+  }
+  for (; n < cells; ++n) {
+    combine_cells<C, 1, kStream>(masks + n, weights, parts, width, rows + n * stride, stride);
+  }
 }
 
 // rows_u = sum_k masks_k(u) weights_k.
 template <class C>
 MOTARFUSE_TARGET void combine_rows(const C* masks, const C* weights, int64_t parts, int64_t cells, int64_t width,
-                                   C* rows, int64_t stride) {
-  int64_t n = 0;
-  for (; n + kCellsAtOnce <= cells; n += kCellsAtOnce) {
-    combine_cells<C, kCellsAtOnce>(masks + n, weights, parts, width, rows + n * stride, stride);
+                                   C* rows, int64_t stride, bool streams) {
+  if (streams) {
+    combine_all<C, true>(masks, weights, parts, cells, width, rows, stride);
+  } else {
+    combine_all<C, false>(masks, weights, parts, cells, width, rows, stride);
   }
-  for (; n < cells; ++n) combine_cells<C, 1>(masks + n, weights, parts, width, rows + n * stride, stride);
 }
 
 // `products` of K rows become gradients of the masks, then of the logits, which take the place of the masks.
@@ -322,7 +383,7 @@ MOTARFUSE_TARGET void move_sums(int64_t count, C* __restrict sums, C* __restrict
 }
 
 template <class C>
-MOTARFUSE_TARGET void scale(const C* __restrict source, int64_t count, C factor, C* __restrict target) {
+MOTARFUSE_TARGET void scale(const C* source, int64_t count, C factor, C* target) {
   for (int64_t i = 0; i < count; ++i) target[i] = source[i] * factor;
 }
 
@@ -338,4 +399,5 @@ constexpr PoolBlocks<C> kBlocks = {kWidth<C>,        softmax<C>,      add_masses
 #undef MOTARFUSE_BLOCKS
 #undef MOTARFUSE_TARGET
 #undef MOTARFUSE_BYTES
+#undef MOTARFUSE_STREAM
 #undef MOTARFUSE_TILE_PARTS

@@ -8,7 +8,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from motarfuse import _native
 from motarfuse.ops import motion_warp
-from motarfuse.ops.motion_warp import KERNELS, MotionWarp
+from motarfuse.ops.backends import Request
+from motarfuse.ops.motion_warp import KERNELS, OPERATOR, MotionWarp
 from tests.ops.motion_warp_cases import BACKENDS, KERNEL_BACKENDS, case, needs_native
 
 GRID = (16, 8)
@@ -130,3 +131,14 @@ def test_direct_calls_of_the_operator_cannot_read_out_of_bounds() -> None:
         kernels.backward(torch.zeros(2, 8, 4), None, None, *inputs, 4, 2, 127)
     with pytest.raises(RuntimeError, match="part_logits has a dtype that cannot stand beside"):
         kernels.forward(*inputs[:5], inputs[5].double(), inputs[6], 4, 2)
+
+
+def test_sizes_beyond_the_cuda_kernels_are_a_reason_against_them() -> None:
+    def reasons(cells: int, parts: int) -> str:
+        shapes = {"source": (1, cells, 4), "source_keypoints": (1, parts, 2)}
+        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        return "; ".join(OPERATOR.backends["cuda"].not_supported_reasons(Request(torch.device("cuda"), tensors, {})))
+
+    assert "it takes up to 4096 cells, got 4160" in reasons(4160, 8)
+    assert "it takes up to 256 parts, got 257" in reasons(128, 257)
+    assert "it takes up to" not in reasons(4096, 256)

@@ -111,6 +111,21 @@ def test_any_number_of_items_is_covered(backend: tuple[str, str], batch: int) ->
     check(backend, part_pool_cases.case(130, batch=batch, channels=20))
 
 
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_a_gradient_too_large_for_the_caches_is_that_of_its_items(backend: tuple[str, str]) -> None:
+    inputs = on(backend, part_pool_cases.case(1030, batch=9, channels=144))
+    drawn: Inputs = {}
+    large = outputs_and_gradients(inputs, backend[0], incoming=drawn.setdefault)
+
+    def of_one_item(item: int) -> dict[str, torch.Tensor]:
+        one = {name: tensor[item : item + 1] for name, tensor in inputs.items()}
+        return outputs_and_gradients(one, backend[0], incoming=lambda name, _: drawn[name][item : item + 1])
+
+    for item in range(9):
+        for name, value in of_one_item(item).items():
+            assert torch.equal(value[0], large[name][item]), name
+
+
 def _without_a_class_token(tensor: torch.Tensor) -> torch.Tensor:
     """Rows where they lie, but items further apart; for part logits the first part is left out."""
     return torch.cat((tensor[:, :1], tensor), dim=1)[:, 1:]
@@ -309,6 +324,7 @@ def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> N
         "gradcheck",
         "strides and cpu and (misaligned or transposed)",
         "spoils and cpu",
+        "too_large and cpu",
     ]
     chosen = " or ".join(f"({test})" for test in tests)
     result = subprocess.run(

@@ -10,7 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from motarfuse import _native, ops
 from motarfuse.ops import part_pool
-from motarfuse.ops.part_pool import KERNELS, PartPool
+from motarfuse.ops.backends import Request
+from motarfuse.ops.part_pool import KERNELS, OPERATOR, PartPool
 from tests.ops.operator_cases import normal
 from tests.ops.part_pool_cases import BACKENDS, KERNEL_BACKENDS, as_a_feature_map, case, needs_native
 
@@ -169,3 +170,19 @@ def test_direct_calls_of_the_operator_cannot_read_out_of_bounds() -> None:
         backward(pooled[:, :-1], mass, tokens, part_logits, pooled, total, True, True)
     with pytest.raises(RuntimeError, match="total must be contiguous"):
         backward(pooled, mass, tokens, part_logits, pooled, total[:, :-1], True, True)
+
+
+@needs_native
+def test_auto_takes_the_reference_where_tokens_lie_channel_by_channel_and_learn() -> None:
+    """There it is faster on a CPU; without gradients, and with channels side by side, the kernel is."""
+
+    def chosen(tokens: torch.Tensor) -> str:
+        request = Request(tokens.device, {"tokens": tokens, "part_logits": torch.zeros(2, 4, 7)}, {})
+        return OPERATOR.select(request).name
+
+    tokens = torch.zeros(2, 5, 7).transpose(1, 2)
+    assert chosen(tokens) == "cpu"
+    assert chosen(tokens.requires_grad_()) == "reference"
+    assert chosen(tokens.detach().contiguous().requires_grad_()) == "cpu"
+    with torch.no_grad():
+        assert chosen(tokens) == "cpu"
