@@ -44,8 +44,10 @@ HOST = "_host" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
 WARNINGS = ["-Wall", "-Wextra"]
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *WARNINGS]
-# Lets the compiler vectorise the sums that are marked `omp simd`, in an order of its own but a fixed one; no OpenMP.
-CXX_FLAGS += ["-fopenmp-simd"]
+# Let the compiler vectorise the sums that are marked `omp simd` (in an order of its own but a fixed one; no OpenMP), and
+# loops with a choice between two numbers, as the exponential's, for processors without masks: nobody reads the
+# floating-point flags that a number not chosen may raise.
+OPERATOR_FLAGS = ["-fopenmp-simd", "-fno-trapping-math"]
 # Uncontracted: a fused multiply-add would draw other pixels than the numpy fallback does.
 HOST_FLAGS = ["-ffp-contract=off"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "--threads=1", "-Xptxas=-warn-spills"]
@@ -243,7 +245,7 @@ def _operators(source: Path, torch: Torch, compiler: list[str], nvcc: Nvcc | Non
         # Static and hidden: neither a libcudart is needed at run time nor can torch's own one be shadowed.
         link_flags += ["-Wl,--exclude-libs,libcudart_static.a", f"-L{nvcc.lib}", "-lcudart_static"]
         link_flags += ["-ldl", "-lpthread", "-lrt"]
-    cxx_flags = [*CXX_FLAGS, *_stable_paths(source)]
+    cxx_flags = [*CXX_FLAGS, *OPERATOR_FLAGS, *_stable_paths(source)]
     library = _Library(OPERATORS, compiler, cxx_flags, sources, link_flags, info, nvcc_command, flags)
     return _Operators(library, f"operators-torch{torch.version}-" + (f"cuda{nvcc.version}" if nvcc else "cpu"))
 

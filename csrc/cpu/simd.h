@@ -41,7 +41,7 @@ namespace motarfuse {
 // MOTARFUSE_CPU_CAPABILITY=avx2 or baseline holds this process back, so that tests reach every variant on one machine.
 inline bool held_back(const char* capabilities) {
   const char* wanted = std::getenv("MOTARFUSE_CPU_CAPABILITY");
-  return wanted != nullptr && std::strstr(capabilities, wanted) != nullptr;
+  return wanted != nullptr && *wanted != '\0' && std::strstr(capabilities, wanted) != nullptr;
 }
 
 inline bool has_avx2() {

@@ -353,3 +353,23 @@ def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> N
     )
     assert result.returncode == 0, result.stdout
     assert " passed" in result.stdout
+
+
+@needs_native
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="the processor has one variant only")
+def test_an_empty_capability_holds_nothing_back() -> None:
+    """Variants differ in the last places, by fused multiply-adds: these tell which one ran."""
+    code = (
+        "import torch; from motarfuse.ops import part_moments; torch.manual_seed(0);"
+        "print(part_moments(torch.randn(4, 8, 128), grid=(16, 8), impl='cpu').keypoints.double().sum().item().hex())"
+    )
+    sums = []
+    for capability in (None, "", "baseline"):
+        environment = {key: value for key, value in os.environ.items() if key != "MOTARFUSE_CPU_CAPABILITY"}
+        if capability is not None:
+            environment["MOTARFUSE_CPU_CAPABILITY"] = capability
+        result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        sums.append(result.stdout)
+    assert sums[0] == sums[1]
+    assert sums[0] != sums[2]
