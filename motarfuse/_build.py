@@ -44,8 +44,8 @@ HOST = "_host" + (sysconfig.get_config_var("EXT_SUFFIX") or ".so")
 
 WARNINGS = ["-Wall", "-Wextra"]
 CXX_FLAGS = ["-std=c++17", "-O3", "-fPIC", "-fvisibility=hidden", "-fvisibility-inlines-hidden", *WARNINGS]
-# Let the compiler vectorise the sums that are marked `omp simd` (in an order of its own but a fixed one; no OpenMP), and
-# loops with a choice between two numbers, as the exponential's, for processors without masks: nobody reads the
+# Let the compiler vectorise the sums that are marked `omp simd` (in an order of its own but a fixed one; no OpenMP),
+# and loops with a choice between two numbers, as the exponential's, for processors without masks: nobody reads the
 # floating-point flags that a number not chosen may raise.
 OPERATOR_FLAGS = ["-fopenmp-simd", "-fno-trapping-math"]
 # Uncontracted: a fused multiply-add would draw other pixels than the numpy fallback does.

@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    info(f"compiling {_build.source_folder()} (a minute or two the first time)")
+    info(f"compiling {_build.source_folder()} (a minute or two the first time, with nvcc four)")
     try:
         outcomes = _build.build(_build.PACKAGE, cuda=args.cuda, verbose=args.verbose)
     except PermissionError as error:

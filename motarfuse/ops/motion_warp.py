@@ -64,14 +64,16 @@ def motion_warp(
 
     Args:
         source: (B, N, C) float16, bfloat16, float32 or float64; N = h*w cells, row-major. Any strides, as all others:
-            frames of a clip, tokens behind a class token and expanded views are taken as they lie.
+            expanded views and tokens behind a class token are taken as they lie, as are a clip's frames:
+            ``clip[:, :, 1:].flatten(0, 1)`` of (B, T, 1 + N, C) is a view.
         source_keypoints: (B, K, 2), x first.
         source_affines: (B, K, 2, 2).
         target_keypoints: (B, K, 2).
         target_affines: (B, K, 2, 2).
-        part_logits: (B, K + 1, N) of the target.
-        source_part_logits: (B, K + 1, N), or None.
-        grid: (h, w) in cells.
+        part_logits: (B, K + 1, N) of the target. -inf hides a channel in a cell; a cell whose channels are all hidden
+            is NaN, as in a softmax.
+        source_part_logits: (B, K + 1, N), or None. Likewise.
+        grid: (h, w) in cells, height first.
         impl: ``"auto"``, or the backend that must run: ``"cuda"``, ``"cpu"`` or ``"reference"``.
 
     Returns:

@@ -51,7 +51,7 @@ def part_moments(
             whose cells are all hidden gives zeros and has zero gradient. Any strides; B = 0 and K = 0 are allowed.
         affine: (B, K, N, 2, 2) of the logits' dtype or float32 beside half logits; None is the identity in every
             cell. Any strides, expanded views included.
-        grid: (h, w) in cells.
+        grid: (h, w) in cells, height first.
         temperature: Finite and greater than 0.
         impl: ``"auto"``, or the backend that must run: ``"cuda"``, ``"cpu"`` or ``"reference"``.
 

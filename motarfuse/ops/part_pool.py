@@ -45,8 +45,10 @@ def part_pool(tokens: torch.Tensor, part_logits: torch.Tensor, *, impl: str = AU
     pooled_k = sum_u M_k x_u / (sum_u M_k + 1e-6), mass_k = mean_u M_k.
 
     Args:
-        tokens: (B, N, C) float16, bfloat16, float32 or float64; any strides.
-        part_logits: (B, K + 1, N), K >= 0.
+        tokens: (B, N, C) float16, bfloat16, float32 or float64; any strides. Where channels lie apart, as in a feature
+            map (B, C, N) seen as tokens, ``"auto"`` takes the reference on a CPU if gradients are wanted: it is faster.
+        part_logits: (B, K + 1, N), K >= 0. -inf hides a channel in a cell; a cell whose channels are all hidden makes
+            its image NaN, as softmax does.
         impl: ``"auto"``, or the backend that must run: ``"cuda"``, ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:

@@ -13,6 +13,7 @@ def cell_centers(grid: tuple[int, int], *, device: torch.device | None = None, d
     Args:
         grid: (h, w). Cell (row, column) has its centre at ((2 column + 1) / w - 1, (2 row + 1) / h - 1): the centres of
             ``F.grid_sample`` with ``align_corners=False``.
+        device, dtype: Of the result.
 
     Returns:
         (h*w, 2), x first.

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from motarfuse.ops import MotionWarp, PartMoments, cell_centers, motion_warp
-from motarfuse.ops.validation import check_grid, check_rank, check_shape, check_tensor
+from motarfuse.ops.validation import check_grid, check_positive, check_rank, check_shape, check_tensor
 from motarfuse.viz.panel_table import panel_table
 from motarfuse.viz.part_panels import (
     PART_COLOURS,
@@ -103,7 +103,9 @@ def draw_motion_field(
     - source warped: the source read at the flow of each pixel, bilinearly, clamped to the border; flow(u) - u is
       interpolated bilinearly between cells. Where keypoints, affines and masks are right it looks like the target,
       which stands beside it.
-    - visibility: over a pale target, grey where it is 1, the more orange the smaller it is.
+    - visibility: only where source part logits are given, without which it is 1. Over a pale target, grey where it is
+      1, the more orange the smaller it is: the person is in this cell of the source and not of the target, covered or
+      merely elsewhere.
 
     Args:
         sources: B crops: PIL images, uint8 arrays (H, W, 3), or uint8 tensors (3, H, W); also one tensor (B, 3, H, W).
@@ -118,18 +120,34 @@ def draw_motion_field(
         grid: (h, w) in cells, N = h*w, row-major.
         labels: A line left of each pair; what follows a line break is faint. Empty for none.
         title: A line above the picture.
-        scale: How much longer than the displacement arrows are; None chooses one for all of the picture.
+        scale: How much longer than the displacement arrows are, above 0; None chooses one for all of the picture.
 
-    Tensors may lie on any device, each on its own, in float16, bfloat16, float32 or float64.
+    Part logits of -inf hide a channel. Tensors may lie on any device, each on its own, in float16, bfloat16, float32 or
+    float64.
 
     Returns:
         RGB image.
 
     Raises:
-        TypeError: Not a tensor, a dtype that is not supported, a grid or crop of another type.
+        TypeError: Not a tensor, a dtype that is not supported, moments, warp, grid, scale, labels or crops of another
+            type.
         ValueError: Numbers of sources, targets, labels and people differ, or there are none; a wrong rank or shape, a
             grid that does not fit N, K = 0 or above 32, values that are not finite.
     """
+    for name, value, kind in (
+        ("source_moments", source_moments, PartMoments),
+        ("target_moments", target_moments, PartMoments),
+        ("warp", warp, MotionWarp),
+    ):
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} must be a motarfuse.ops.{kind.__name__}, got {type(value).__name__}")
+    for name, crops in (("sources", sources), ("targets", targets), ("labels", labels)):
+        if isinstance(crops, (str, Image.Image)) or not isinstance(crops, (Sequence, Tensor, np.ndarray)):
+            raise TypeError(f"{name} must be a sequence, one for each pair, got {type(crops).__name__}")
+        if isinstance(crops, Tensor) and crops.dim() != 4:
+            raise ValueError(f"{name} must be (B, 3, H, W) as one tensor, got shape {tuple(crops.shape)}")
+    if scale is not None:
+        scale = check_positive("scale", scale)
     check_tensor("source_moments.keypoints", source_moments.keypoints)
     check_rank("source_moments.keypoints", source_moments.keypoints, "(B, K, 2)")
     people, parts = source_moments.keypoints.shape[:2]
@@ -180,7 +198,7 @@ def draw_motion_field(
         f"motion\narrows x{scale:g}",
         "source warped\nalong the motion",
         "target",
-        "visibility\norange: hidden",
+        *(["visibility\norange: not seen"] if source_part_logits is not None else []),
     ]
     rows = []
     for source_image, target_image, source, motion in zip(sources, targets, source_views, motions, strict=True):
@@ -195,7 +213,7 @@ def draw_motion_field(
                 draw_motion(crops[1], motion.view, scale),
                 draw_warped(crops[0], motion.view.displacement, crops[1].size),
                 crops[1],
-                draw_hidden(crops[1], motion.visibility),
+                *([draw_hidden(crops[1], motion.visibility)] if source_part_logits is not None else []),
             ]
         )
     return panel_table(rows, row_headings=labels, column_headings=headings, title=title)

@@ -21,8 +21,8 @@ GRID = H, W = 16, 8
 N = H * W
 WIDTH, HEIGHT = 144, 288  # the panels' own size: crops are drawn as they are, a cell has 18 x 18 pixels
 CELL = 18
-PANELS = ("source", "source keypoints", "target keypoints", "target parts", "motion", "warped", "target", "visibility")
-WITH_SOURCE_PARTS = (*PANELS[:2], "source parts", *PANELS[2:])
+PANELS = ("source", "source keypoints", "target keypoints", "target parts", "motion", "warped", "target")
+WITH_SOURCE_PARTS = (*PANELS[:2], "source parts", *PANELS[2:], "visibility")
 GREY = Image.new("RGB", (WIDTH, HEIGHT), "#707070")
 
 
@@ -249,7 +249,9 @@ def test_hidden_cells_are_orange_and_visible_ones_grey() -> None:
     field = standing()
     field.visibility[0, 5 * W + 2] = 0
     field.visibility[0, 9 * W + 6] = 0.5
-    seen = panels(draw_motion_field([GREY], [GREY], moments(), moments(), everywhere(), field, grid=GRID))["visibility"]
+    both = everywhere(), field, everywhere()
+    picture = draw_motion_field([GREY], [GREY], moments(), moments(), *both, grid=GRID)
+    seen = panels(picture, WITH_SOURCE_PARTS)["visibility"]
     grey = seen[0, 0]
     assert len(set(grey.tolist())) == 1
     coloured = (seen != grey).any(-1)
@@ -363,17 +365,19 @@ def test_what_cannot_be_drawn_is_said() -> None:
         *,
         grid: tuple[int, int] = GRID,
         images: tuple[Any, Any] = ([GREY], [GREY]),
-        labels: tuple[str, ...] = (),
+        labels: Any = (),
+        scale: Any = None,
     ) -> None:
         draw_motion_field(
             *images,
-            source or moments(),
-            target or moments(),
+            moments() if source is None else source,
+            moments() if target is None else target,
             everywhere() if logits is None else logits,
-            field or standing(),
+            standing() if field is None else field,
             source_logits,
             grid=grid,
             labels=labels,
+            scale=scale,
         )
 
     draw()
@@ -405,6 +409,21 @@ def test_what_cannot_be_drawn_is_said() -> None:
         draw(field=field._replace(visibility=field.visibility.long()))
     with pytest.raises(TypeError, match=r"torch\.float32, supported is torch\.uint8"):
         draw(images=(torch.zeros(1, 3, 8, 4), [GREY]))
+    with pytest.raises(TypeError, match="sources must be a sequence, one for each pair, got Image"):
+        draw(images=(GREY, [GREY]))
+    with pytest.raises(ValueError, match=r"targets must be \(B, 3, H, W\) as one tensor, got shape \(3, 8, 4\)"):
+        draw(images=([GREY], torch.zeros(3, 8, 4, dtype=torch.uint8)))
+    with pytest.raises(TypeError, match="labels must be a sequence, one for each pair, got str"):
+        draw(labels="a")
+    with pytest.raises(TypeError, match=r"warp must be a motarfuse\.ops\.MotionWarp, got Tensor"):
+        draw(field=field.flow)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"target_moments must be a motarfuse\.ops\.PartMoments, got Tensor"):
+        draw(target=moments().keypoints)  # type: ignore[arg-type]
+    for scale in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="scale"):
+            draw(scale=scale)
+    with pytest.raises(TypeError, match="scale"):
+        draw(scale="2")
 
 
 def test_a_displacement_is_interpolated_between_centres_of_cells() -> None:
