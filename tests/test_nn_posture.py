@@ -145,8 +145,10 @@ def test_the_displacement_is_what_loops_over_parts_and_points_compute() -> None:
     aligned = posture.align(keypoints, affines, visibility)
     cells = cell_centers((4, 3), dtype=torch.float64)
     logits = normal(2)(3, 5, 12)
-    masks = torch.softmax(logits, 1)[:, 1:]
+    background, masks = torch.softmax(logits, 1).split((1, 4), dim=1)
     got = posture.displacement(logits, keypoints, affines, aligned, grid=(4, 3))
+    given = posture.displacement(logits, keypoints, affines, aligned, grid=(4, 3), foreground=1 - background.squeeze(1))
+    assert torch.equal(given, got)
     for b in range(3):
         for n in range(12):
             u = aligned.target[b] + aligned.scale[b] * (cells[n] - aligned.centre[b])

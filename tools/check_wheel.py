@@ -37,6 +37,8 @@ EXPECTED = [
     "motarfuse/csrc/cuda/mma.cuh",
     "motarfuse/csrc/cuda/motion_attention_backward.cu",
     "motarfuse/csrc/cuda/motion_warp.cu",
+    "motarfuse/csrc/cuda/motion_warp_backward.cu",
+    "motarfuse/csrc/cuda/motion_warp_backward.cuh",
     "motarfuse/csrc/cuda/part_moments.cu",
     "motarfuse/csrc/cuda/part_pool.cu",
     "motarfuse/csrc/host/module.cpp",

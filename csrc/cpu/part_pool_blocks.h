@@ -94,29 +94,12 @@ MOTARFUSE_TARGET_INLINE V<C> sums_of_vectors(V<C>* vectors) {
   return vectors[0];
 }
 
-// exp_nonpositive (simd.h) of every lane: its condition keeps compilers from making vectors of a loop of it where the
-// processor has no masks.
-MOTARFUSE_TARGET_INLINE V<float> exp_wide(V<float> x) {
-  constexpr float kRound = 12582912.0f;
-  const V<float> shifted = x * 1.44269504088896341f + kRound;
-  const V<float> k = shifted - kRound;
-  const V<float> r = (x - k * 0.693359375f) - k * -2.12194440054690583e-4f;
-  V<float> q = r * 1.381459838e-03f + 8.368716898e-03f;
-  q = q * r + 4.166838805e-02f;
-  q = q * r + 1.666652063e-01f;
-  q = q * r + 4.999999345e-01f;
-  const V<float> p = q * (r * r) + r + 1.0f;
-  typename Wide<float>::Index bits;
-  std::memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits - (0x4B400000 - 127)) << 23;
-  V<float> scale;
-  std::memcpy(&scale, &bits, sizeof(scale));
-  return x < -87.3f ? V<float>{} : p * scale;
-}
-
-MOTARFUSE_TARGET_INLINE V<double> exp_wide(V<double> x) {
-  for (int i = 0; i < kWidth<double>; ++i) x[i] = exp_nonpositive(x[i]);
-  return x;
+template <class C>
+MOTARFUSE_TARGET_INLINE V<C> exp_wide(V<C> x) {
+  C lanes[kWidth<C>];
+  store_wide<C>(lanes, x);
+  for (int i = 0; i < kWidth<C>; ++i) lanes[i] = exp_nonpositive(lanes[i]);
+  return load_wide<C>(lanes);
 }
 
 // In place: logits of whole vectors of cells (K + 1 rows) become masks.
@@ -130,7 +113,7 @@ MOTARFUSE_TARGET void softmax(int64_t parts, int64_t cells, C* rows) {
       largest = logit > largest ? logit : largest;
     }
     for (int64_t k = 0; k <= parts; ++k) {
-      const V<C> weight = exp_wide(load_wide(first + k * kBlockCells) - largest);
+      const V<C> weight = exp_wide<C>(load_wide(first + k * kBlockCells) - largest);
       store_wide<C>(first + k * kBlockCells, weight);
       total += weight;
     }

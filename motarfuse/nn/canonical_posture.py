@@ -129,7 +129,14 @@ class CanonicalPosture(nn.Module):
             return AlignedPosture(moved, scale[:, None, None, None] * affines, centre, target, scale)
 
     def displacement(
-        self, part_logits: Tensor, keypoints: Tensor, affines: Tensor, posture: AlignedPosture, *, grid: tuple[int, int]
+        self,
+        part_logits: Tensor,
+        keypoints: Tensor,
+        affines: Tensor,
+        posture: AlignedPosture,
+        *,
+        grid: tuple[int, int],
+        foreground: Tensor | None = None,
     ) -> Tensor:
         """How far the canonical posture is from each cell: sum_k M_k (p_k^c + A_k^c A_k^-1 (u - p_k) - u).
 
@@ -143,6 +150,7 @@ class CanonicalPosture(nn.Module):
             affines: (B, L, 2, 2), not aligned.
             posture: What `align` made of them.
             grid: (h, w) of the N cells.
+            foreground: (B, N) M_fg = 1 - M_0, where the caller has it; None takes it from the part logits.
 
         Returns:
             (B, N, 2) in aligned coordinates; zero where no part is.
@@ -160,8 +168,9 @@ class CanonicalPosture(nn.Module):
                 part_logits,
                 grid=grid,
             ).flow
-            foreground = 1 - part_logits.softmax(dim=1)[:, 0, :, None]
-            return flow - cells + foreground * (cells - posture.move(cells))
+            if foreground is None:
+                foreground = 1 - part_logits.softmax(dim=1)[:, 0]
+            return flow - cells + foreground[..., None] * (cells - posture.move(cells))
 
     def log_determinants(self, posture: AlignedPosture) -> Tensor:
         """(B, L) log |det(A_k^c A_k^-1)|, by how much each part has to grow."""

@@ -304,12 +304,13 @@ class PartDecoder(nn.Module):
         keypoints, affines, confidence, part_logits, masks, visibility = self.heads(parts, tokens)
         with without_autocast(tokens.device):
             posture = self.canonical.align(keypoints, affines, visibility)
-            own = masks[:, 1:]
-            displacement = self.canonical.displacement(part_logits, keypoints, affines, posture, grid=self.heads.grid)
+            own, foreground = masks[:, 1:], 1 - masks[:, 0]
+            displacement = self.canonical.displacement(
+                part_logits, keypoints, affines, posture, grid=self.heads.grid, foreground=foreground
+            )
             growth = (own * self.canonical.log_determinants(posture)[..., None]).sum(1)
             previous, has_previous = self._towards(-1, keypoints, affines, part_logits, frame_mask, frame_index)
             following, has_following = self._towards(1, keypoints, affines, part_logits, frame_mask, frame_index)
-            foreground = 1 - masks[:, 0]
             raw = torch.cat((displacement, previous, following, foreground[..., None], growth[..., None]), dim=-1)
             if statistics_mask is not None:
                 there = statistics_mask.flatten()

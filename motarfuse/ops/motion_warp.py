@@ -22,12 +22,15 @@ from motarfuse.ops.validation import (
     check_same_device,
     check_shape,
     check_tensor,
+    dtype_name,
 )
 from motarfuse.reference import motion_warp as reference
+from motarfuse.reference.precision import compute_dtype
 
-# What a thread block keeps of an image's cells and parts in its shared memory.
-MAX_CUDA_CELLS = 4096
-MAX_CUDA_PARTS = 256
+# Cells and parts, by the dtype computed in: what a thread block keeps of them fits into 99 KB of shared memory, which
+# it has on every GPU that the kernels are compiled for.
+MAX_CUDA_CELLS = {torch.float32: 4096, torch.float64: 2048}
+MAX_CUDA_PARTS = {torch.float32: 256, torch.float64: 64}
 
 
 class MotionWarp(NamedTuple):
@@ -256,8 +259,13 @@ def _too_much_for_cuda(request: Request) -> list[str]:
     source, keypoints = request.tensors["source"], request.tensors["source_keypoints"]
     assert source is not None
     assert keypoints is not None
-    sizes = {"cells": (source.shape[1], MAX_CUDA_CELLS), "parts": (keypoints.shape[1], MAX_CUDA_PARTS)}
-    return [f"it takes up to {most} {name}, got {size}" for name, (size, most) in sizes.items() if size > most]
+    dtype = compute_dtype(source)
+    sizes = {"cells": (source.shape[1], MAX_CUDA_CELLS[dtype]), "parts": (keypoints.shape[1], MAX_CUDA_PARTS[dtype])}
+    return [
+        f"computing in {dtype_name(dtype)} it takes up to {most} {name}, got {size}"
+        for name, (size, most) in sizes.items()
+        if size > most
+    ]
 
 
 _INPUTS = (

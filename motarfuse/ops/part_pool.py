@@ -27,8 +27,9 @@ from motarfuse.ops.validation import (
 from motarfuse.reference import part_pool as reference
 from motarfuse.reference.precision import compute_dtype
 
-# Gradients of more pooled tokens do not fit into the shared memory of every GPU.
-MAX_CUDA_PARTS = 256
+# By the tokens' dtype: masks and gradients of as many pooled tokens fit into 99 KB of shared memory, which a thread
+# block has on every GPU that the kernels are compiled for.
+MAX_CUDA_PARTS = {torch.float16: 128, torch.bfloat16: 128, torch.float32: 120, torch.float64: 88}
 
 
 class PartPool(NamedTuple):
@@ -195,10 +196,11 @@ _TRITON_BACKEND = KERNELS.python("triton", _load_triton, requires=("triton",), a
 
 
 def _too_much_for_cuda(request: Request) -> list[str]:
-    part_logits = request.tensors["part_logits"]
+    tokens, part_logits = request.tensors["tokens"], request.tensors["part_logits"]
+    assert tokens is not None
     assert part_logits is not None
-    parts = part_logits.shape[1] - 1
-    return [f"it takes up to {MAX_CUDA_PARTS} parts, got {parts}"] if parts > MAX_CUDA_PARTS else []
+    parts, most = part_logits.shape[1] - 1, MAX_CUDA_PARTS[tokens.dtype]
+    return [f"it takes up to {most} parts of {dtype_name(tokens.dtype)}, got {parts}"] if parts > most else []
 
 
 def _no_use_of_cuda(request: Request) -> list[str]:

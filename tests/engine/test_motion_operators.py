@@ -1,4 +1,8 @@
-"""A training step computes its motion with the compiled operators: the reference's fallback never runs."""
+"""A training step computes its motion with the compiled operators: the reference's fallback never runs.
+
+Of `motarfuse.reference` a step calls what no operator replaces: ``cell_centers``, ``inverse_2x2``, and
+``sample_bilinear`` at keypoints and of masks.
+"""
 
 from __future__ import annotations
 

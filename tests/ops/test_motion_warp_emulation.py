@@ -12,7 +12,7 @@ import torch
 
 from motarfuse.ops import motion_warp
 from motarfuse.ops.backends import Backend, supports_everything
-from motarfuse.ops.motion_warp import KERNELS, OPERATOR, _run_kernels
+from motarfuse.ops.motion_warp import KERNELS, MAX_CUDA_CELLS, MAX_CUDA_PARTS, OPERATOR, _run_kernels
 from tests.ops import emulation
 from tests.ops import test_motion_warp_kernels as claims
 from tests.ops.motion_warp_cases import DTYPES, SHAPES, case, check, outputs_and_gradients
@@ -102,6 +102,18 @@ def test_a_machine_of_little_shared_memory_gives_items_several_blocks(machines: 
     check(EMULATED, inputs, (24, 43))
     shared = outputs_and_gradients(inputs, (24, 43), "emulated")
     assert torch.equal(whole["grad_source"], shared["grad_source"])
+
+
+@pytest.mark.parametrize("dtype", list(MAX_CUDA_CELLS), ids=str)
+@pytest.mark.parametrize("multiprocessors", [1, 132])
+def test_the_largest_sizes_fit_the_smallest_shared_memory(
+    machines: Machines, dtype: torch.dtype, multiprocessors: int
+) -> None:
+    """99 KB a block: compute capabilities 8.6, 8.9 and 12.0."""
+    machines.set_shared_memory(99 << 10, 100 << 10)
+    machines.set_multiprocessors(multiprocessors)
+    grid = (MAX_CUDA_CELLS[dtype] // 64, 64)
+    check(EMULATED, case(grid, dtype, batch=1, parts=MAX_CUDA_PARTS[dtype], channels=1), grid)
 
 
 def test_what_does_not_fit_says_so(machines: Machines) -> None:

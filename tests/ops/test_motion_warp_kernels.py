@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from motarfuse.ops import MotionWarp, motion_warp
+from benchmarks.timing import peak_memory
+from motarfuse.ops import MotionWarp, cell_centers, motion_warp
 from tests.ops.motion_warp_cases import (
     BACKENDS,
     DTYPES,
@@ -45,6 +46,18 @@ def test_a_kernel_is_as_accurate_as_eager(
 def test_wide_tokens(backend: tuple[str, str], channels: int) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         check(backend, case(GRID, dtype, parts=8, channels=channels), GRID)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels", [8, 24, 5])
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_items_that_fill_a_machine_have_a_block_each(
+    backend: tuple[str, str], channels: int, dtype: torch.dtype
+) -> None:
+    """Two a multiprocessor: a plan of the backward that smaller batches never take on a GPU."""
+    device = backend[1]
+    batch = 2 * torch.cuda.get_device_properties(device).multi_processor_count if device == "cuda" else 64
+    check(backend, case((4, 2), dtype, batch=batch, channels=channels), (4, 2))
 
 
 @pytest.mark.parametrize("results", [("warped",), ("flow",), ("visibility",), ("warped", "visibility")], ids="+".join)
@@ -112,7 +125,7 @@ def test_strides_change_nothing(backend: tuple[str, str], layout: Layout, dtype:
 
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
 def test_frames_of_a_clip_are_taken_as_they_lie(backend: tuple[str, str]) -> None:
-    """Tokens of a clip behind a class token, and of its frames but the last: views, and no copy is made of them."""
+    """Tokens of a clip behind a class token: a view, and the results are all that a call allocates."""
     impl, device = backend
     clip = case(GRID, batch=6, channels=8)
     frames = torch.randn(2, 3, 129, 8, generator=torch.Generator().manual_seed(2), device="cpu").to(device)
@@ -120,6 +133,9 @@ def test_frames_of_a_clip_are_taken_as_they_lie(backend: tuple[str, str]) -> Non
     assert tokens.data_ptr() == frames.data_ptr() + 8 * frames.element_size()
     inputs = {name: tensor.to(device) for name, tensor in clip.items()} | {"source": tokens}
     got = motion_warp(**inputs, grid=GRID, impl=impl)
+    held = peak_memory(lambda: motion_warp(**inputs, grid=GRID, impl=impl), torch.device(device))
+    # An allocator of a GPU rounds each of the three up.
+    assert held <= sum(result.nbytes for result in got) + (3 * 512 if device == "cuda" else 0)
     wanted = motion_warp(**{**inputs, "source": tokens.contiguous()}, grid=GRID, impl=impl)
     assert torch.equal(got.warped, wanted.warped)
     check(backend, {**clip, "source": tokens}, GRID)
@@ -209,6 +225,28 @@ def test_a_still_posture_moves_nothing_at_all(backend: tuple[str, str], grid: tu
     inputs = {name: tensor.to(device) for name, tensor in case(grid).items()}
     inputs |= {f"source_{name}": inputs[f"target_{name}"] for name in ("keypoints", "affines")}
     assert torch.equal(motion_warp(**inputs, grid=grid, impl=impl).warped, inputs["source"])
+
+
+@pytest.mark.parametrize("grid", [GRID, (1, 1)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_flows_on_the_centres_of_border_cells_take_no_gradient_outwards(
+    backend: tuple[str, str], grid: tuple[int, int]
+) -> None:
+    """Exactly there: a part that is everywhere and stays. ``F.grid_sample`` by itself says what is right."""
+    impl, device = backend
+    inputs = {name: tensor.to(device) for name, tensor in case(grid, parts=1).items()}
+    for side in ("source", "target"):
+        inputs[f"{side}_keypoints"] = torch.zeros_like(inputs[f"{side}_keypoints"])
+        inputs[f"{side}_affines"] = torch.eye(2, device=device).expand(2, 1, 2, 2).clone()
+    inputs["part_logits"][:, 0] = -torch.inf
+    keypoints = inputs["source_keypoints"].requires_grad_()
+    (found,) = torch.autograd.grad(motion_warp(**inputs, grid=grid, impl=impl).warped.sum(), keypoints)
+    at = (cell_centers(grid, device=keypoints.device, dtype=keypoints.dtype) + keypoints).unflatten(1, grid)
+    image = inputs["source"].transpose(1, 2).unflatten(2, grid)
+    sampled = torch.nn.functional.grid_sample(image, at, padding_mode="border", align_corners=False)
+    (wanted,) = torch.autograd.grad(sampled.sum(), keypoints)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-3)
+    assert wanted.any() == (grid == GRID)
 
 
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)

@@ -134,11 +134,12 @@ def test_direct_calls_of_the_operator_cannot_read_out_of_bounds() -> None:
 
 
 def test_sizes_beyond_the_cuda_kernels_are_a_reason_against_them() -> None:
-    def reasons(cells: int, parts: int) -> str:
+    def reasons(cells: int, parts: int, dtype: torch.dtype = torch.bfloat16) -> str:
         shapes = {"source": (1, cells, 4), "source_keypoints": (1, parts, 2)}
-        tensors = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+        tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
         return "; ".join(OPERATOR.backends["cuda"].not_supported_reasons(Request(torch.device("cuda"), tensors, {})))
 
-    assert "it takes up to 4096 cells, got 4160" in reasons(4160, 8)
-    assert "it takes up to 256 parts, got 257" in reasons(128, 257)
-    assert "it takes up to" not in reasons(4096, 256)
+    assert "computing in float32 it takes up to 4096 cells, got 4160" in reasons(4160, 8)
+    assert "computing in float32 it takes up to 256 parts, got 257" in reasons(128, 257)
+    assert "computing in float64 it takes up to 2048 cells, got 4096" in reasons(4096, 8, torch.float64)
+    assert "it takes up to" not in reasons(4096, 256) + reasons(2048, 64, torch.float64)

@@ -283,6 +283,23 @@ def test_a_token_that_is_not_finite_shows_in_its_channel_alone(backend: tuple[st
 
 
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_masses_keep_their_digits_down_to_the_smallest(backend: tuple[str, str]) -> None:
+    """An image of one cell has its mask as mass: the exponential itself, far below the tolerance of a sum of many."""
+    logits = torch.stack((torch.zeros(5000), torch.linspace(-87, 0, 5000)), dim=1)[..., None].to(backend[1])
+    mass = ops.part_pool(torch.zeros(5000, 1, 1, device=backend[1]), logits, impl=backend[0]).mass.double()
+    exact = torch.softmax(logits.double(), 1)[:, 1]
+    assert ((mass - exact).abs() / exact).max() < 1e-6
+
+
+@pytest.mark.parametrize("below", [12.0, 17.0, 60.0])
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+def test_parts_of_hardly_any_mass_keep_the_rule(backend: tuple[str, str], below: float) -> None:
+    inputs = part_pool_cases.case(70, channels=24, spread=1.0)
+    inputs["part_logits"][:, 1:] -= below
+    check(backend, inputs)
+
+
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
 def test_large_logits_and_tokens_are_stable(backend: tuple[str, str]) -> None:
     inputs = part_pool_cases.case(130)
     check(backend, inputs | {"part_logits": 100 * inputs["part_logits"]})
@@ -325,6 +342,8 @@ def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> N
         "strides and cpu and (misaligned or transposed)",
         "spoils and cpu",
         "too_large and cpu",
+        "smallest and cpu",
+        "hardly_any_mass and cpu",
     ]
     chosen = " or ".join(f"({test})" for test in tests)
     result = subprocess.run(

@@ -13,7 +13,7 @@ import torch
 
 from motarfuse.ops import part_pool
 from motarfuse.ops.backends import Backend, supports_everything
-from motarfuse.ops.part_pool import KERNELS, OPERATOR, _run_kernels
+from motarfuse.ops.part_pool import KERNELS, MAX_CUDA_PARTS, OPERATOR, _run_kernels
 from tests.ops import emulation
 from tests.ops.operator_cases import HALVES, normal
 from tests.ops.part_pool_cases import DTYPES, Inputs, as_a_feature_map, case, check, outputs_and_gradients
@@ -112,6 +112,13 @@ def test_channels_are_taken_in_chunks_where_shared_memory_is_small(
     check(EMULATED, case(70, dtype, batch=2, parts=3, channels=777))
     if kib > 16:
         check(EMULATED, case(40, dtype, batch=1, parts=32, channels=200))
+
+
+@pytest.mark.parametrize("dtype", list(MAX_CUDA_PARTS), ids=str)
+def test_the_most_parts_fit_the_smallest_shared_memory(library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    """99 KB a block: compute capabilities 8.6, 8.9 and 12.0."""
+    library.set_shared_memory(99 << 10, 100 << 10)
+    check(EMULATED, case(17, dtype, batch=1, parts=MAX_CUDA_PARTS[dtype], channels=1024))
 
 
 def _misaligned(inputs: Inputs) -> Inputs:

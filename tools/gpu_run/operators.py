@@ -49,7 +49,8 @@ OPERATORS = {
         bench=("-m", "benchmarks.bench_motion_warp", "--device", "cuda", "--dtypes", "float32,bfloat16"),
         sanitize=(
             *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_motion_warp_kernels.py"),
-            *("-k", "(accurate and (9x7 or 5x13 or 1x1)) or some_of_the_results or without_mass or empty"),
+            "-k",
+            "(accurate and (9x7 or 5x13 or 1x1)) or block_each or some_of_the_results or without_mass or empty",
         ),
         kernels=("motion_warp",),
         weight=1.5,
@@ -58,8 +59,8 @@ OPERATORS = {
         tests=("tests/ops/test_part_pool*.py",),
         bench=("-m", "benchmarks.bench_part_pool", "--device", "cuda", "--dtypes", "float32,bfloat16"),
         sanitize=(
-            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_part_pool.py"),
-            *("-k", "accurate or empty"),
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_part_pool.py", "tests/ops/test_part_pool_triton.py"),
+            *("-k", "accurate or empty or keep_the_rule and (1-3-5 or 65-4-1) or all_channels_or_all_cells"),
         ),
         kernels=("part_pool",),
         weight=1.5,

@@ -1,0 +1,164 @@
+"""What the tests of all kernels of the motion field share: backends, layouts, and the check by the one tolerance rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
+
+import pytest
+import torch
+
+from motarfuse import _native
+from motarfuse.ops.backends import Backend, Operator, supports_everything
+from motarfuse.ops.kernels import KernelFamily, Kernels
+from tests.ops.operator_cases import normal
+from tests.tolerance import assert_close
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+Inputs = dict[str, torch.Tensor]
+Layout = Callable[[torch.Tensor], torch.Tensor]
+Incoming = Callable[[str, torch.Tensor], torch.Tensor]
+
+needs_native = pytest.mark.skipif(
+    not _native.load_operators(), reason=f"motarfuse._C is not loaded: {_native.status().operators_error}"
+)
+# An ``impl`` and the device it runs on.
+BACKENDS = [
+    pytest.param(("reference", "cpu"), id="reference"),
+    pytest.param(("cpu", "cpu"), id="cpu", marks=needs_native),
+    pytest.param(("cuda", "cuda"), id="cuda", marks=[pytest.mark.gpu, needs_native]),
+]
+KERNEL_BACKENDS = BACKENDS[1:]
+EMULATED = ("emulated", "cpu")
+
+
+class NamedTensors(Protocol):
+    """What operators return: a named tuple of tensors."""
+
+    def _asdict(self) -> dict[str, torch.Tensor]: ...
+
+
+def outputs_and_gradients(
+    call: Callable[..., NamedTensors],
+    inputs: Mapping[str, torch.Tensor],
+    *,
+    results: tuple[str, ...],
+    dtypes: Mapping[str, torch.dtype] | None = None,
+    incoming: Incoming | None = None,
+) -> Inputs:
+    """Results, and the gradients of ``results`` to every input; zeros where an input takes none.
+
+    Args:
+        call: The operator; takes the inputs by name.
+        inputs: Of the call.
+        results: Those that a loss depends on; without those that no gradient can reach.
+        dtypes: What the incoming gradients are rounded to; None is the results' own.
+        incoming: Makes other incoming gradients of a result's name and the drawn ones.
+    """
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
+    outputs = call(**leaves)._asdict()
+    used = [name for name in results if outputs[name].requires_grad]
+    draw = normal(1)
+    drawn = {name: draw(*output.shape) for name, output in outputs.items()}
+    drawn = {name: tensor.to(outputs[name] if dtypes is None else dtypes[name]) for name, tensor in drawn.items()}
+    drawn = {name: tensor.to(outputs[name]) for name, tensor in drawn.items()}
+    if incoming is not None:
+        drawn = {name: incoming(name, tensor) for name, tensor in drawn.items()}
+    gradients = torch.autograd.grad(
+        [outputs[name] for name in used],
+        list(leaves.values()),
+        [drawn[name] for name in used],
+        allow_unused=True,
+    )
+    found = {
+        f"grad_{name}": torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
+    }
+    return {**{name: output.detach() for name, output in outputs.items()}, **found}
+
+
+def check(run: Callable[[str, Inputs], Inputs], backend: tuple[str, str], inputs: Mapping[str, torch.Tensor]) -> None:
+    """The rule of tests/tolerance.py, by name for all that ``run`` returns.
+
+    Args:
+        run: Takes an ``impl`` and inputs, and returns results and gradients.
+        backend: An ``impl`` and the device it runs on.
+        inputs: Of ``run``, on any device.
+    """
+    impl, device = backend
+    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    exact = run("reference", {name: tensor.double() for name, tensor in inputs.items()})
+    eager = run("reference", inputs)
+    result = run(impl, inputs)
+    assert list(result) == list(exact)
+    for name, value in result.items():
+        if value.dtype == torch.float64:  # the reference is no better than the kernel there
+            scale = exact[name].abs().max().item() if exact[name].numel() else 0.0
+            torch.testing.assert_close(value, exact[name], rtol=1e-11, atol=1e-12 * max(1.0, scale), msg=name)
+        else:
+            assert_close(name, value, eager[name], exact[name])
+
+
+# Layouts: the same numbers, or fewer of them, elsewhere in memory ----------------------------------------------------
+
+
+def every_second(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+
+
+def transposed(tensor: torch.Tensor) -> torch.Tensor:
+    """As a (B, C, N) feature map leaves tokens, and a projection of tokens part logits."""
+    return tensor.transpose(1, -1).contiguous().transpose(1, -1)
+
+
+def expanded_over_the_batch(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[:1].expand_as(tensor)
+
+
+def expanded_over_the_last(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor[..., :1].expand_as(tensor)
+
+
+def misaligned(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view_as(tensor)
+
+
+def layout_name(layout: Callable[..., Any]) -> str:
+    """For ids of parameters."""
+    return layout.__name__.strip("_")
+
+
+# CUDA kernels compiled for the host ----------------------------------------------------------------------------------
+
+
+def registration(operator: str, *directions: str) -> str:
+    """C++ that registers an operator's CUDA entry points for CPU tensors, as ``<operator>_<direction>_emulated``."""
+    lines = [
+        f'library.impl("{operator}_{one}_emulated", TORCH_BOX(&motarfuse::{operator}_{one}_cuda));' for one in directions
+    ]
+    return "\n".join(
+        (
+            "\n#include <torch/csrc/stable/library.h>",
+            "STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {",
+            *lines,
+            "}\n",
+        )
+    )
+
+
+@contextmanager
+def emulated_backend(
+    family: KernelFamily, operator: Operator, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Kernels]:
+    """Makes ``impl="emulated"`` what `registration` registered; ``family.define("_emulated")`` has been called."""
+    namespace = torch.ops.motarfuse
+    kernels = Kernels(
+        getattr(namespace, f"{operator.name}_forward_emulated").default,
+        getattr(namespace, f"{operator.name}_backward_emulated").default,
+    )
+    backend = Backend("emulated", partial(run, kernels), supports_everything)
+    with monkeypatch.context() as patch:
+        patch.setattr(operator, "backends", {**operator.backends, "emulated": backend})
+        yield kernels
