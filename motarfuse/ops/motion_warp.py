@@ -63,7 +63,8 @@ def motion_warp(
     visibility(u) = 1 - M_fg^s(u) (1 - sg M_fg^t(u)), M_fg = 1 - M_0, sg without gradient; 1 without source part logits
 
     The inverse is adj / det with |det| of at least 1e-8, its sign kept, so that no posture raises. ``warped`` is not
-    multiplied by the visibility.
+    multiplied by the visibility. Kernels compute displacements, so that an infinite posture may give NaN where the
+    reference gives infinity.
 
     Args:
         source: (B, N, C) float16, bfloat16, float32 or float64; N = h*w cells, row-major. Any strides, as all others:

@@ -67,6 +67,8 @@ def part_pool(tokens: torch.Tensor, part_logits: torch.Tensor, *, impl: str = AU
     Compiled kernels are differentiable once and raise on the second derivative; the reference is differentiable any
     number of times, in forward mode too, and is what ``impl="auto"`` takes under ``torch.func`` transforms.
 
+    The backward of float32 and float64 tokens reads ``pooled``: changing it in place before raises, as after a softmax.
+
     Deterministic: every sum has a fixed order; two runs are bitwise equal, for any number of threads.
 
     Cost an image, element sizes e and e_l: reads N C e + N (K + 1) e_l bytes once, 2 N K C FLOP and N (K + 1)

@@ -20,7 +20,7 @@ from motarfuse.nn import MotionConsistencyLoss
 from motarfuse.nn.motion_consistency import FramePair
 from motarfuse.ops import motion_warp, operators, part_moments, part_pool
 from tests.engine.people import small_config, write_people
-from tests.ops.motion_warp_cases import needs_native
+from tests.ops.kernel_cases import needs_native
 
 MOTION_OPERATORS = ("part_moments", "motion_warp", "part_pool")
 

@@ -1,18 +1,14 @@
-"""What the tests of all kernels of the motion field share: backends, layouts, and the check by the one tolerance rule."""
+"""What tests of compiled kernels share: backends, layouts, and the check by the one tolerance rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import pytest
 import torch
 
 from motarfuse import _native
-from motarfuse.ops.backends import Backend, Operator, supports_everything
-from motarfuse.ops.kernels import KernelFamily, Kernels
 from tests.ops.operator_cases import normal
 from tests.tolerance import assert_close
 
@@ -31,7 +27,6 @@ BACKENDS = [
     pytest.param(("cuda", "cuda"), id="cuda", marks=[pytest.mark.gpu, needs_native]),
 ]
 KERNEL_BACKENDS = BACKENDS[1:]
-EMULATED = ("emulated", "cpu")
 
 
 class NamedTensors(Protocol):
@@ -128,37 +123,3 @@ def misaligned(tensor: torch.Tensor) -> torch.Tensor:
 def layout_name(layout: Callable[..., Any]) -> str:
     """For ids of parameters."""
     return layout.__name__.strip("_")
-
-
-# CUDA kernels compiled for the host ----------------------------------------------------------------------------------
-
-
-def registration(operator: str, *directions: str) -> str:
-    """C++ that registers an operator's CUDA entry points for CPU tensors, as ``<operator>_<direction>_emulated``."""
-    lines = [
-        f'library.impl("{operator}_{one}_emulated", TORCH_BOX(&motarfuse::{operator}_{one}_cuda));' for one in directions
-    ]
-    return "\n".join(
-        (
-            "\n#include <torch/csrc/stable/library.h>",
-            "STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {",
-            *lines,
-            "}\n",
-        )
-    )
-
-
-@contextmanager
-def emulated_backend(
-    family: KernelFamily, operator: Operator, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Kernels]:
-    """Makes ``impl="emulated"`` what `registration` registered; ``family.define("_emulated")`` has been called."""
-    namespace = torch.ops.motarfuse
-    kernels = Kernels(
-        getattr(namespace, f"{operator.name}_forward_emulated").default,
-        getattr(namespace, f"{operator.name}_backward_emulated").default,
-    )
-    backend = Backend("emulated", partial(run, kernels), supports_everything)
-    with monkeypatch.context() as patch:
-        patch.setattr(operator, "backends", {**operator.backends, "emulated": backend})
-        yield kernels

@@ -1,16 +1,16 @@
-"""What the tests of motion_warp share: backends, inputs, and the check by the one tolerance rule."""
+"""What the tests of motion_warp share: inputs, and the check by the one tolerance rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
-import pytest
 import torch
 
-from motarfuse import _native
 from motarfuse.ops import motion_warp
+from tests.ops import kernel_cases
+from tests.ops.kernel_cases import Incoming, Inputs
 from tests.ops.operator_cases import normal
-from tests.tolerance import assert_close
 
 NAMES = (
     "source", "source_keypoints", "source_affines", "target_keypoints", "target_affines", "part_logits",
@@ -36,18 +36,6 @@ SHAPES = [
     ((48, 23), 8, 4),
     ((64, 32), 10, 16),
 ]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-Inputs = dict[str, torch.Tensor]
-
-needs_native = pytest.mark.skipif(
-    not _native.load_operators(), reason=f"motarfuse._C is not loaded: {_native.status().operators_error}"
-)
-BACKENDS = [
-    pytest.param(("reference", "cpu"), id="reference"),
-    pytest.param(("cpu", "cpu"), id="cpu", marks=needs_native),
-    pytest.param(("cuda", "cuda"), id="cuda", marks=[pytest.mark.gpu, needs_native]),
-]
-KERNEL_BACKENDS = BACKENDS[1:]
 
 
 def case(
@@ -82,36 +70,11 @@ def outputs_and_gradients(
     *,
     results: tuple[str, ...] = RESULTS,
     dtypes: Mapping[str, torch.dtype] | None = None,
-    incoming: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Results, and the gradients of ``results`` to every input; zeros where an input takes none.
-
-    Args:
-        inputs, grid, impl: Of the call.
-        results: Those that a loss depends on.
-        dtypes: What the incoming gradients are rounded to; None is the results' own.
-        incoming: Makes other incoming gradients of a result's name and the drawn ones.
-    """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
-    outputs = motion_warp(**leaves, grid=grid, impl=impl)._asdict()
-    used = [name for name in results if outputs[name].requires_grad]
-    draw = normal(1)
-    drawn = {name: draw(*outputs[name].shape) for name in RESULTS}
-    drawn = {name: tensor.to(outputs[name] if dtypes is None else dtypes[name]) for name, tensor in drawn.items()}
-    drawn = {name: tensor.to(outputs[name]) for name, tensor in drawn.items()}
-    if incoming is not None:
-        drawn = {name: incoming(name, tensor) for name, tensor in drawn.items()}
-    gradients = torch.autograd.grad(
-        [outputs[name] for name in used],
-        list(leaves.values()),
-        [drawn[name] for name in used],
-        allow_unused=True,
-    )
-    found = {
-        f"grad_{name}": torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
-    }
-    return {**{name: output.detach() for name, output in outputs.items()}, **found}
+    incoming: Incoming | None = None,
+) -> Inputs:
+    """`kernel_cases.outputs_and_gradients` of a grid."""
+    call = partial(motion_warp, grid=grid, impl=impl)
+    return kernel_cases.outputs_and_gradients(call, inputs, results=results, dtypes=dtypes, incoming=incoming)
 
 
 def check(
@@ -120,26 +83,13 @@ def check(
     grid: tuple[int, int],
     *,
     results: tuple[str, ...] = RESULTS,
-    incoming: Callable[[str, torch.Tensor], torch.Tensor] | None = None,
+    incoming: Incoming | None = None,
 ) -> None:
     """The rule of tests/tolerance.py for results and for the gradients of those named."""
-    impl, device = backend
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    dtypes = {
-        result: inputs[name].dtype
-        for result, name in zip(RESULTS, ("source", "source_keypoints", "part_logits"), strict=True)
-    }
+    givers = ("source", "source_keypoints", "part_logits")
+    dtypes = {result: inputs[name].dtype for result, name in zip(RESULTS, givers, strict=True)}
 
-    def run(impl: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run(impl: str, inputs: Inputs) -> Inputs:
         return outputs_and_gradients(inputs, grid, impl, results=results, dtypes=dtypes, incoming=incoming)
 
-    exact = run("reference", {name: tensor.double() for name, tensor in inputs.items()})
-    eager = run("reference", inputs)
-    result = run(impl, inputs)
-    assert list(result) == list(exact)
-    for name, value in result.items():
-        if value.dtype == torch.float64:  # the reference is no better than the kernel there
-            scale = exact[name].abs().max().item() if exact[name].numel() else 0.0
-            torch.testing.assert_close(value, exact[name], rtol=1e-11, atol=1e-12 * max(1.0, scale), msg=name)
-        else:
-            assert_close(name, value, eager[name], exact[name])
+    kernel_cases.check(run, backend, inputs)

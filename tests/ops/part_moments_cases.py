@@ -1,16 +1,16 @@
-"""What the tests of part_moments share: backends, inputs, and the check by the one tolerance rule."""
+"""What the tests of part_moments share: inputs, and the check by the one tolerance rule."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
-import pytest
 import torch
 
-from motarfuse import _native
 from motarfuse.ops import part_moments
 from motarfuse.ops.part_moments import PartMoments
-from tests.tolerance import assert_close
+from tests.ops import kernel_cases
+from tests.ops.kernel_cases import Inputs, transposed
 
 NAMES = ("keypoints", "affines", "confidence", "grad_logits", "grad_affine")
 GRIDS = [
@@ -30,17 +30,6 @@ GRIDS = [
     (48, 23),
     (64, 32),
 ]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-needs_native = pytest.mark.skipif(
-    not _native.load_operators(), reason=f"motarfuse._C is not loaded: {_native.status().operators_error}"
-)
-BACKENDS = [
-    pytest.param(("reference", "cpu"), id="reference"),
-    pytest.param(("cpu", "cpu"), id="cpu", marks=needs_native),
-    pytest.param(("cuda", "cuda"), id="cuda", marks=[pytest.mark.gpu, needs_native]),
-]
-KERNEL_BACKENDS = BACKENDS[1:]
 
 
 def case(
@@ -60,7 +49,7 @@ def gradients_of_results(batch: int, parts: int) -> list[torch.Tensor]:
 
 def outputs_and_gradients(
     function: Callable[..., PartMoments], logits: torch.Tensor, affine: torch.Tensor | None
-) -> dict[str, torch.Tensor]:
+) -> Inputs:
     logits = logits.detach().requires_grad_()
     affine = None if affine is None else affine.detach().requires_grad_()
     results = function(logits, affine)
@@ -74,22 +63,14 @@ def outputs_and_gradients(
 
 def check(backend: tuple[str, str], logits: torch.Tensor, affine: torch.Tensor | None, grid: tuple[int, int]) -> None:
     """The rule of tests/tolerance.py for outputs and gradients, with and without affines that require gradients."""
-    impl, device = backend
-    logits, affine = logits.to(device), None if affine is None else affine.to(device)
 
-    def run(impl: str) -> Callable[..., PartMoments]:
-        return lambda logits, affine: part_moments(logits, affine, grid=grid, temperature=0.3, impl=impl)
+    def run(impl: str, inputs: Inputs) -> Inputs:
+        call = partial(part_moments, grid=grid, temperature=0.3, impl=impl)
+        return outputs_and_gradients(call, inputs["logits"], inputs.get("affine"))
 
-    exact = outputs_and_gradients(run("reference"), logits.double(), None if affine is None else affine.double())
-    eager = outputs_and_gradients(run("reference"), logits, affine)
-    result = outputs_and_gradients(run(impl), logits, affine)
-    assert list(result) == list(exact)
-    for name, value in result.items():
-        if value.dtype == torch.float64:  # the reference is no better than the kernel there
-            torch.testing.assert_close(value, exact[name], rtol=1e-12, atol=1e-13, msg=name)
-        else:
-            assert_close(name, value, eager[name], exact[name])
+    inputs = {"logits": logits} if affine is None else {"logits": logits, "affine": affine}
+    kernel_cases.check(run, backend, inputs)
 
 
 def as_a_projection_leaves_it(logits: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return logits.transpose(1, 2).contiguous().transpose(1, 2), affine.transpose(1, 2).contiguous().transpose(1, 2)
+    return transposed(logits), affine.transpose(1, 2).contiguous().transpose(1, 2)

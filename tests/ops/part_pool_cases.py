@@ -1,16 +1,16 @@
-"""What the tests of part_pool share: backends, inputs, and the check by the one tolerance rule."""
+"""What the tests of part_pool share: inputs, and the check by the one tolerance rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 
-import pytest
 import torch
 
-from motarfuse import _native
 from motarfuse.ops import part_pool
+from tests.ops import kernel_cases
+from tests.ops.kernel_cases import Incoming, Inputs, transposed
 from tests.ops.operator_cases import normal
-from tests.tolerance import assert_close
 
 NAMES = ("tokens", "part_logits")
 RESULTS = ("pooled", "mass")
@@ -35,19 +35,6 @@ SHAPES = [
     (1104, 8, 5),
     (2048, 10, 64),
 ]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-Inputs = dict[str, torch.Tensor]
-Incoming = Callable[[str, torch.Tensor], torch.Tensor]
-
-needs_native = pytest.mark.skipif(
-    not _native.load_operators(), reason=f"motarfuse._C is not loaded: {_native.status().operators_error}"
-)
-BACKENDS = [
-    pytest.param(("reference", "cpu"), id="reference"),
-    pytest.param(("cpu", "cpu"), id="cpu", marks=needs_native),
-    pytest.param(("cuda", "cuda"), id="cuda", marks=[pytest.mark.gpu, needs_native]),
-]
-KERNEL_BACKENDS = BACKENDS[1:]
 
 
 def case(
@@ -73,34 +60,10 @@ def outputs_and_gradients(
     results: tuple[str, ...] = RESULTS,
     dtypes: Mapping[str, torch.dtype] | None = None,
     incoming: Incoming | None = None,
-) -> dict[str, torch.Tensor]:
-    """Results, and the gradients of ``results`` to both inputs; zeros where an input takes none.
-
-    Args:
-        inputs, impl: Of the call.
-        results: Those that a loss depends on.
-        dtypes: What the incoming gradients are rounded to; None is the results' own.
-        incoming: Makes other incoming gradients of a result's name and the drawn ones.
-    """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
-    outputs = part_pool(**leaves, impl=impl)._asdict()
-    draw = normal(1)
-    drawn = {name: draw(*outputs[name].shape) for name in RESULTS}
-    drawn = {name: tensor.to(outputs[name] if dtypes is None else dtypes[name]) for name, tensor in drawn.items()}
-    drawn = {name: tensor.to(outputs[name]) for name, tensor in drawn.items()}
-    if incoming is not None:
-        drawn = {name: incoming(name, tensor) for name, tensor in drawn.items()}
-    gradients = torch.autograd.grad(
-        [outputs[name] for name in results],
-        list(leaves.values()),
-        [drawn[name] for name in results],
-        allow_unused=True,
-    )
-    found = {
-        f"grad_{name}": torch.zeros_like(leaf) if gradient is None else gradient
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True)
-    }
-    return {**{name: output.detach() for name, output in outputs.items()}, **found}
+) -> Inputs:
+    """`kernel_cases.outputs_and_gradients` of this operator."""
+    call = partial(part_pool, impl=impl)
+    return kernel_cases.outputs_and_gradients(call, inputs, results=results, dtypes=dtypes, incoming=incoming)
 
 
 def check(
@@ -110,32 +73,15 @@ def check(
     results: tuple[str, ...] = RESULTS,
     incoming: Incoming | None = None,
 ) -> None:
-    """The rule of tests/tolerance.py for results and for the gradients of those named.
-
-    Args:
-        backend: An ``impl`` and the device it runs on.
-        inputs: Of the call, on any device.
-        results, incoming: As in `outputs_and_gradients`.
-    """
-    impl, device = backend
-    inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+    """The rule of tests/tolerance.py for results and for the gradients of those named."""
     dtypes = {result: inputs[name].dtype for result, name in zip(RESULTS, NAMES, strict=True)}
 
-    def run(impl: str, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def run(impl: str, inputs: Inputs) -> Inputs:
         return outputs_and_gradients(inputs, impl, results=results, dtypes=dtypes, incoming=incoming)
 
-    exact = run("reference", {name: tensor.double() for name, tensor in inputs.items()})
-    eager = run("reference", inputs)
-    result = run(impl, inputs)
-    assert list(result) == list(exact)
-    for name, value in result.items():
-        if value.dtype == torch.float64:  # the reference is no better than the kernel there
-            scale = exact[name].abs().max().item() if exact[name].numel() else 0.0
-            torch.testing.assert_close(value, exact[name], rtol=1e-11, atol=1e-12 * max(1.0, scale), msg=name)
-        else:
-            assert_close(name, value, eager[name], exact[name])
+    kernel_cases.check(run, backend, inputs)
 
 
 def as_a_feature_map(inputs: Mapping[str, torch.Tensor]) -> Inputs:
     """Tokens as a (B, C, N) feature map leaves them, part logits as a projection of tokens does."""
-    return {name: tensor.transpose(1, 2).contiguous().transpose(1, 2) for name, tensor in inputs.items()}
+    return {name: transposed(tensor) for name, tensor in inputs.items()}

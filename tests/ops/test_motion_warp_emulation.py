@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from motarfuse.ops import motion_warp
-from motarfuse.ops.backends import Backend, supports_everything
 from motarfuse.ops.motion_warp import KERNELS, MAX_CUDA_CELLS, MAX_CUDA_PARTS, OPERATOR, _run_kernels
 from tests.ops import emulation
 from tests.ops import test_motion_warp_kernels as claims
-from tests.ops.motion_warp_cases import DTYPES, SHAPES, case, check, outputs_and_gradients
+from tests.ops.emulation import EMULATED
+from tests.ops.kernel_cases import DTYPES, Layout, layout_name
+from tests.ops.motion_warp_cases import SHAPES, case, check, outputs_and_gradients
 
-EMULATED = ("emulated", "cpu")
 GRID = (16, 8)
-REGISTRATION = """
-#include <torch/csrc/stable/library.h>
-STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {{
-  library.impl("motion_warp_{0}_emulated", TORCH_BOX(&motarfuse::motion_warp_{0}_cuda));
-}}
-"""
 
 
 class Machines:
@@ -46,23 +39,17 @@ class Machines:
 @pytest.fixture(scope="module")
 def machines(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> Machines:
     KERNELS.define("_emulated")
-    return Machines(
-        *(
-            emulation.load(name, repository / "csrc", tmp_path_factory.mktemp(name), REGISTRATION.format(direction))
-            for name, direction in (("motion_warp", "forward"), ("motion_warp_backward", "backward"))
-        )
-    )
+    libraries = []
+    for name, direction in (("motion_warp", "forward"), ("motion_warp_backward", "backward")):
+        entry_point = emulation.registration("motion_warp", direction)
+        libraries.append(emulation.load(name, repository / "csrc", tmp_path_factory.mktemp(name), entry_point))
+    return Machines(*libraries)
 
 
 @pytest.fixture(autouse=True)
 def emulated(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    kernels = type(KERNELS.native_kernels)(
-        torch.ops.motarfuse.motion_warp_forward_emulated.default,
-        torch.ops.motarfuse.motion_warp_backward_emulated.default,
-    )
-    backend = Backend("emulated", partial(_run_kernels, kernels), supports_everything)
-    monkeypatch.setattr(OPERATOR, "backends", {**OPERATOR.backends, "emulated": backend})
-    yield
+    with emulation.emulated_backend(KERNELS, OPERATOR, _run_kernels, monkeypatch):
+        yield
     machines.set_multiprocessors(132)
     machines.set_shared_memory(227 << 10, 228 << 10)
 
@@ -127,8 +114,8 @@ def test_what_does_not_fit_says_so(machines: Machines) -> None:
 
 
 @pytest.mark.usefixtures("plan")
-@pytest.mark.parametrize("layout", claims.LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
-def test_strides_change_nothing(layout: claims.Layout) -> None:
+@pytest.mark.parametrize("layout", claims.LAYOUTS, ids=layout_name)
+def test_strides_change_nothing(layout: Layout) -> None:
     for dtype in (*DTYPES, torch.float64):
         claims.test_strides_change_nothing(EMULATED, layout, dtype)
 

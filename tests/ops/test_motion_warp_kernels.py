@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from benchmarks.timing import peak_memory
 from motarfuse.ops import MotionWarp, cell_centers, motion_warp
-from tests.ops.motion_warp_cases import (
+from tests.ops.kernel_cases import (
     BACKENDS,
     DTYPES,
     KERNEL_BACKENDS,
-    RESULTS,
-    SHAPES,
-    case,
-    check,
+    Layout,
+    every_second,
+    expanded_over_the_batch,
+    expanded_over_the_last,
+    layout_name,
+    misaligned,
     needs_native,
-    outputs_and_gradients,
+    transposed,
 )
+from tests.ops.motion_warp_cases import RESULTS, SHAPES, case, check, outputs_and_gradients
 
 GRID = (16, 8)
 
@@ -82,41 +85,20 @@ def test_half_types_and_float32_may_be_mixed(backend: tuple[str, str], source: t
     check(backend, half, GRID)
 
 
-def _every_second(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.repeat_interleave(2, dim=-1)[..., ::2]
-
-
-def _transposed(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.transpose(1, -1).contiguous().transpose(1, -1)
-
-
-def _expanded_over_the_batch(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[:1].expand_as(tensor)
-
-
-def _expanded_over_the_last(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[..., :1].expand_as(tensor)
-
-
-def _misaligned(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view_as(tensor)
-
-
-Layout = Callable[[torch.Tensor], torch.Tensor]
 LAYOUTS: list[Layout] = [
-    _every_second,
-    _transposed,
-    _expanded_over_the_batch,
-    _expanded_over_the_last,
-    _misaligned,
+    every_second,
+    transposed,
+    expanded_over_the_batch,
+    expanded_over_the_last,
+    misaligned,
 ]
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_name)
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
 def test_strides_change_nothing(backend: tuple[str, str], layout: Layout, dtype: torch.dtype) -> None:
-    singular = layout is _expanded_over_the_last  # an affine of two equal columns
+    singular = layout is expanded_over_the_last  # an affine of two equal columns
     for grid in (GRID, (9, 7)):
         inputs = case(grid, dtype, channels=24)
         inputs = {name: tensor if singular and "affines" in name else layout(tensor) for name, tensor in inputs.items()}
@@ -144,7 +126,7 @@ def test_frames_of_a_clip_are_taken_as_they_lie(backend: tuple[str, str]) -> Non
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
 def test_gradients_take_the_layout_of_what_they_belong_to(backend: tuple[str, str]) -> None:
     impl, device = backend
-    inputs = {name: _transposed(tensor.to(device)).requires_grad_() for name, tensor in case(GRID).items()}
+    inputs = {name: transposed(tensor.to(device)).requires_grad_() for name, tensor in case(GRID).items()}
     result = motion_warp(**inputs, grid=GRID, impl=impl)
     (result.warped.sum() + result.visibility.sum()).backward()
     for name in ("source", "part_logits", "source_part_logits"):

@@ -10,7 +10,8 @@ from motarfuse import _native
 from motarfuse.ops import motion_warp
 from motarfuse.ops.backends import Request
 from motarfuse.ops.motion_warp import KERNELS, OPERATOR, MotionWarp
-from tests.ops.motion_warp_cases import BACKENDS, KERNEL_BACKENDS, case, needs_native
+from tests.ops.kernel_cases import BACKENDS, KERNEL_BACKENDS, needs_native
+from tests.ops.motion_warp_cases import case
 
 GRID = (16, 8)
 

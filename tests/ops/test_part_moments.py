@@ -14,17 +14,8 @@ import torch
 
 from motarfuse import _native, reference
 from motarfuse.ops import part_moments
-from tests.ops.part_moments_cases import (
-    BACKENDS,
-    DTYPES,
-    GRIDS,
-    KERNEL_BACKENDS,
-    as_a_projection_leaves_it,
-    case,
-    check,
-    needs_native,
-    outputs_and_gradients,
-)
+from tests.ops.kernel_cases import BACKENDS, DTYPES, KERNEL_BACKENDS, layout_name, misaligned, needs_native
+from tests.ops.part_moments_cases import GRIDS, as_a_projection_leaves_it, case, check, outputs_and_gradients
 
 
 def test_the_native_library_is_built_where_a_compiler_is() -> None:
@@ -149,10 +140,7 @@ def _transposed_matrices(logits: torch.Tensor, affine: torch.Tensor) -> tuple[to
 
 
 def _misaligned(logits: torch.Tensor, affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    def shift(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view_as(tensor)
-
-    return shift(logits), shift(affine)
+    return misaligned(logits), misaligned(affine)
 
 
 Layout = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -167,7 +155,7 @@ LAYOUTS: list[Layout] = [
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_name)
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
 def test_strides_change_nothing(backend: tuple[str, str], layout: Layout, dtype: torch.dtype) -> None:
     for grid in ((16, 8), (9, 7)):

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from motarfuse.ops.backends import Backend, supports_everything
 from motarfuse.ops.part_moments import KERNELS, OPERATOR, _run_kernels
 from tests.ops import emulation
 from tests.ops import test_part_moments as claims
-from tests.ops.part_moments_cases import DTYPES, case, check
-
-EMULATED = ("emulated", "cpu")
-REGISTRATION = """
-#include <torch/csrc/stable/library.h>
-STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
-  library.impl("part_moments_forward_emulated", TORCH_BOX(&motarfuse::part_moments_forward_cuda));
-  library.impl("part_moments_backward_emulated", TORCH_BOX(&motarfuse::part_moments_backward_cuda));
-}
-"""
+from tests.ops.emulation import EMULATED
+from tests.ops.kernel_cases import DTYPES, layout_name
+from tests.ops.part_moments_cases import case, check
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> ctypes.CDLL:
     KERNELS.define("_emulated")
     folder = tmp_path_factory.mktemp("emulation")
-    return emulation.load("part_moments", repository / "csrc", folder, REGISTRATION, optimise="-O0")
+    entry_points = emulation.registration("part_moments", "forward", "backward")
+    return emulation.load("part_moments", repository / "csrc", folder, entry_points, optimise="-O0")
 
 
 @pytest.fixture(autouse=True)
 def emulated(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    kernels = type(KERNELS.native_kernels)(
-        torch.ops.motarfuse.part_moments_forward_emulated.default,
-        torch.ops.motarfuse.part_moments_backward_emulated.default,
-    )
-    backend = Backend("emulated", partial(_run_kernels, kernels), supports_everything)
-    monkeypatch.setattr(OPERATOR, "backends", {**OPERATOR.backends, "emulated": backend})
-    yield
+    with emulation.emulated_backend(KERNELS, OPERATOR, _run_kernels, monkeypatch):
+        yield
     library.set_multiprocessors(132)
 
 
@@ -58,7 +45,7 @@ def test_warps_and_blocks_keep_the_rule(library: ctypes.CDLL, grid: tuple[int, i
             check(EMULATED, logits, affine.float(), grid)
 
 
-@pytest.mark.parametrize("layout", claims.LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
+@pytest.mark.parametrize("layout", claims.LAYOUTS, ids=layout_name)
 def test_strides_change_nothing(layout: claims.Layout) -> None:
     for grid in ((16, 8), (9, 7)):
         for dtype in (torch.float32, torch.float16):

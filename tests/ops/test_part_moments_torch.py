@@ -12,15 +12,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from motarfuse import _native, ops
 from motarfuse.ops import part_moments
 from motarfuse.ops.part_moments import KERNELS, PartMoments
-from tests.ops.part_moments_cases import (
-    BACKENDS,
-    KERNEL_BACKENDS,
-    as_a_projection_leaves_it,
-    case,
-    gradients_of_results,
-    needs_native,
-    outputs_and_gradients,
-)
+from tests.ops.kernel_cases import BACKENDS, KERNEL_BACKENDS, needs_native
+from tests.ops.part_moments_cases import as_a_projection_leaves_it, case, gradients_of_results, outputs_and_gradients
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,19 +13,22 @@ import torch
 
 from motarfuse import ops
 from tests.ops import part_pool_cases
-from tests.ops.operator_cases import check_gradients, check_half_types, check_strides
-from tests.ops.part_pool_cases import (
+from tests.ops.kernel_cases import (
     BACKENDS,
     DTYPES,
     KERNEL_BACKENDS,
-    RESULTS,
-    SHAPES,
     Inputs,
-    as_a_feature_map,
-    check,
+    Layout,
+    every_second,
+    expanded_over_the_batch,
+    expanded_over_the_last,
+    layout_name,
+    misaligned,
     needs_native,
-    outputs_and_gradients,
+    transposed,
 )
+from tests.ops.operator_cases import check_gradients, check_half_types, check_strides
+from tests.ops.part_pool_cases import RESULTS, SHAPES, as_a_feature_map, check, outputs_and_gradients
 
 
 def case(batch: int = 2, cells: int = 7, parts: int = 3, channels: int = 5) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,49 +134,28 @@ def _without_a_class_token(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat((tensor[:, :1], tensor), dim=1)[:, 1:]
 
 
-def _every_second(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.repeat_interleave(2, dim=2)[:, :, ::2]
-
-
 def _rows_of_a_wider_tensor(tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat((tensor, tensor), dim=2)[:, :, : tensor.shape[2]]
-
-
-def _one_item_for_all(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[:1].expand_as(tensor)
 
 
 def _one_row_for_all(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[:, :1].expand_as(tensor)
 
 
-def _one_column_for_all(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor[:, :, :1].expand_as(tensor)
-
-
-def _misaligned(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.cat((tensor.new_zeros(1), tensor.flatten()))[1:].view_as(tensor)
-
-
-def _transposed(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.transpose(1, 2).contiguous().transpose(1, 2)
-
-
-Layout = Callable[[torch.Tensor], torch.Tensor]
 LAYOUTS: list[Layout] = [
     _without_a_class_token,
-    _every_second,
+    every_second,
     _rows_of_a_wider_tensor,
-    _one_item_for_all,
+    expanded_over_the_batch,
     _one_row_for_all,
-    _one_column_for_all,
-    _misaligned,
-    _transposed,
+    expanded_over_the_last,
+    misaligned,
+    transposed,
 ]
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_name)
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
 def test_strides_change_nothing(backend: tuple[str, str], layout: Layout, dtype: torch.dtype) -> None:
     for cells, channels in ((67, 37), (128, 32)):

@@ -12,20 +12,13 @@ import pytest
 import torch
 
 from motarfuse.ops import part_pool
-from motarfuse.ops.backends import Backend, supports_everything
 from motarfuse.ops.part_pool import KERNELS, MAX_CUDA_PARTS, OPERATOR, _run_kernels
 from tests.ops import emulation
+from tests.ops.emulation import EMULATED
+from tests.ops.kernel_cases import DTYPES, Inputs, every_second, layout_name, misaligned
 from tests.ops.operator_cases import HALVES, normal
-from tests.ops.part_pool_cases import DTYPES, Inputs, as_a_feature_map, case, check, outputs_and_gradients
+from tests.ops.part_pool_cases import as_a_feature_map, case, check, outputs_and_gradients
 
-EMULATED = ("emulated", "cpu")
-REGISTRATION = """
-#include <torch/csrc/stable/library.h>
-STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
-  library.impl("part_pool_forward_emulated", TORCH_BOX(&motarfuse::part_pool_forward_cuda));
-  library.impl("part_pool_backward_emulated", TORCH_BOX(&motarfuse::part_pool_backward_cuda));
-}
-"""
 MIXED = [(half, torch.float32) for half in HALVES] + [(torch.float32, torch.float16), (torch.float16, torch.bfloat16)]
 
 
@@ -33,18 +26,14 @@ MIXED = [(half, torch.float32) for half in HALVES] + [(torch.float32, torch.floa
 def library(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> ctypes.CDLL:
     KERNELS.define("_emulated")
     folder = tmp_path_factory.mktemp("emulation")
-    return emulation.load("part_pool", repository / "csrc", folder, REGISTRATION)
+    entry_points = emulation.registration("part_pool", "forward", "backward")
+    return emulation.load("part_pool", repository / "csrc", folder, entry_points)
 
 
 @pytest.fixture(autouse=True)
 def emulated(library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    kernels = type(KERNELS.native_kernels)(
-        torch.ops.motarfuse.part_pool_forward_emulated.default,
-        torch.ops.motarfuse.part_pool_backward_emulated.default,
-    )
-    backend = Backend("emulated", partial(_run_kernels, kernels), supports_everything)
-    monkeypatch.setattr(OPERATOR, "backends", {**OPERATOR.backends, "emulated": backend})
-    yield
+    with emulation.emulated_backend(KERNELS, OPERATOR, _run_kernels, monkeypatch):
+        yield
     library.set_multiprocessors(132)
     library.set_shared_memory(227 << 10, 228 << 10)
 
@@ -122,16 +111,11 @@ def test_the_most_parts_fit_the_smallest_shared_memory(library: ctypes.CDLL, dty
 
 
 def _misaligned(inputs: Inputs) -> Inputs:
-    def shifted(tensor: torch.Tensor) -> torch.Tensor:
-        flat = torch.zeros(tensor.numel() + 1, dtype=tensor.dtype)
-        flat[1:] = tensor.flatten()
-        return flat[1:].view(tensor.shape)
-
-    return {name: shifted(tensor) for name, tensor in inputs.items()}
+    return {name: misaligned(tensor) for name, tensor in inputs.items()}
 
 
 def _every_second(inputs: Inputs) -> Inputs:
-    return {name: torch.repeat_interleave(tensor, 2, dim=-1)[..., ::2] for name, tensor in inputs.items()}
+    return {name: every_second(tensor) for name, tensor in inputs.items()}
 
 
 def _odd_rows(inputs: Inputs) -> Inputs:
@@ -188,7 +172,7 @@ LAYOUTS: list[Callable[[Inputs], Inputs]] = [
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__.strip("_"))
+@pytest.mark.parametrize("layout", LAYOUTS, ids=layout_name)
 def test_strides_change_nothing(layout: Callable[[Inputs], Inputs], dtype: torch.dtype) -> None:
     for cells, channels in ((24, 48), (21, 48), (21, 37)):
         odd = layout(case(cells, dtype, parts=9, channels=channels))

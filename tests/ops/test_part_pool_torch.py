@@ -12,8 +12,9 @@ from motarfuse import _native, ops
 from motarfuse.ops import part_pool
 from motarfuse.ops.backends import Request
 from motarfuse.ops.part_pool import KERNELS, OPERATOR, PartPool
+from tests.ops.kernel_cases import BACKENDS, KERNEL_BACKENDS, needs_native
 from tests.ops.operator_cases import normal
-from tests.ops.part_pool_cases import BACKENDS, KERNEL_BACKENDS, as_a_feature_map, case, needs_native
+from tests.ops.part_pool_cases import as_a_feature_map, case
 
 Tensors = tuple[torch.Tensor, ...]
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from motarfuse import ops
-from tests.ops.part_pool_cases import RESULTS, SHAPES, Inputs, as_a_feature_map, case, check, outputs_and_gradients
+from tests.ops.kernel_cases import Inputs
+from tests.ops.part_pool_cases import RESULTS, SHAPES, as_a_feature_map, case, check, outputs_and_gradients
 
 if importlib.util.find_spec("triton") is None:
     pytest.skip("Triton is not installed", allow_module_level=True)

@@ -6,15 +6,22 @@ import ctypes
 import re
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from motarfuse._build import TORCH_TARGET_VERSION
 from motarfuse._toolchain import BuildError, find_compiler, find_torch
+from motarfuse.ops.backends import Backend, Operator, supports_everything
+from motarfuse.ops.kernels import KernelFamily, Kernels
 
 HEADERS = Path(__file__).parent
+EMULATED = ("emulated", "cpu")  # an ``impl`` and the device it runs on
 EXPORTS = """
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
   *stream = nullptr;
@@ -67,3 +74,27 @@ def load(name: str, csrc: Path, folder: Path, registration: str, optimise: str =
     assert result.returncode == 0, result.stderr
     torch.ops.load_library(str(target))
     return ctypes.CDLL(str(target))
+
+
+def registration(operator: str, *directions: str) -> str:
+    """C++ that registers an operator's CUDA entry points for CPU tensors, as ``<operator>_<direction>_emulated``."""
+    names = [f"{operator}_{direction}" for direction in directions]
+    lines = [f'library.impl("{name}_emulated", TORCH_BOX(&motarfuse::{name}_cuda));' for name in names]
+    opening = ("\n#include <torch/csrc/stable/library.h>", "STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {")
+    return "\n".join((*opening, *lines, "}\n"))
+
+
+@contextmanager
+def emulated_backend(
+    family: KernelFamily, operator: Operator, run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Kernels]:
+    """Makes ``impl="emulated"`` what `registration` registered; ``family.define("_emulated")`` has been called."""
+    namespace = torch.ops.motarfuse
+    kernels = Kernels(
+        getattr(namespace, f"{operator.name}_forward_emulated").default,
+        getattr(namespace, f"{operator.name}_backward_emulated").default,
+    )
+    backend = Backend("emulated", partial(run, kernels), supports_everything)
+    with monkeypatch.context() as patch:
+        patch.setattr(operator, "backends", {**operator.backends, "emulated": backend})
+        yield kernels
