@@ -267,7 +267,13 @@ BackwardPlan plan_backward(const PoolCall& call, int multiprocessors, const Shar
         plan.chunk = static_cast<int>(std::min(chunk_steps * kDotVectors<T>, vectors));
         return plan.place(call.parts, sizeof(C)) && plan.bytes <= limit;
       };
-      while (chunk_steps > 0 && !fits()) chunk_steps /= 2;
+      while (chunk_steps > 0 && !fits()) {
+        if (plan.slices > 1) {
+          plan.slices /= 2;
+        } else {
+          chunk_steps /= 2;
+        }
+      }
       if (chunk_steps == 0) continue;
       const int64_t cost = divide_up(call.batch * plan.tiles, slots) * (tile + 8);
       if (best.tile == 0 || cost < best_cost) {

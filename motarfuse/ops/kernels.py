@@ -7,6 +7,7 @@ schemas. The ``autograd.Function`` stays outside, in the operator's file: no reg
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from torch.autograd import forward_ad
 
 from motarfuse import _native
+from motarfuse._toolchain import runs_on
 from motarfuse.ops.backends import Backend, Request, supports_everything
 from motarfuse.ops.validation import FLOAT_DTYPES, dtype_name
 
@@ -79,6 +81,8 @@ class KernelFamily:
             if request.device.type != device_type:
                 reasons.append(f"it takes {device_type} tensors, got {request.device.type}")
             reasons += _dtype_reasons(request, dtypes)
+            if device_type == "cuda" and (reason := no_machine_code(request.device)):
+                reasons.append(reason)
             return reasons + limits(request) + transform_reasons()
 
         return Backend(device_type, partial(self._run, self.native_kernels), not_supported_reasons, auto_reasons)
@@ -142,6 +146,27 @@ class KernelFamily:
                     f"motarfuse._C was built without {key} code; run `motarfuse build` where the toolkit is installed"
                 ]
         return []
+
+
+@torch.compiler.assume_constant_result
+def no_machine_code(device: torch.device) -> str:
+    """Why ``_C`` cannot run on a GPU: it was built for others. Empty where it can, or where there is no such GPU."""
+    if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():
+        return ""
+    return _no_machine_code(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _no_machine_code(index: int) -> str:
+    capability = torch.cuda.get_device_capability(index)
+    architectures = _native.status().operators_info.get("architectures", [])
+    if not architectures or runs_on(architectures, capability):
+        return ""
+    own = ".".join(map(str, capability))
+    return (
+        f"motarfuse._C was built for compute capabilities {', '.join(architectures)}, this GPU has {own}; "
+        f"run `TORCH_CUDA_ARCH_LIST={own} motarfuse build`"
+    )
 
 
 def _call(load: Callable[[], Any], direction: str, *arguments: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from motarfuse.kernels import motion_attention as kernels
+from motarfuse.ops.kernels import no_machine_code
 from motarfuse.ops.validation import HALF_DTYPES
 
 not_supported_reasons = kernels.not_supported_reasons
@@ -34,7 +35,9 @@ def takes_cuda_backward(query: torch.Tensor, key: torch.Tensor) -> bool:
     """Whether the CUDA kernel is there and takes a call: half types, up to 256 tokens, a head that fits on chip."""
     if not query.is_cuda or query.dtype not in HALF_DTYPES or max(query.shape[2], key.shape[2]) > _LONGEST:
         return False
-    return _is_built() and shared_bytes(query.shape[2], key.shape[2], query.shape[3]) <= _shared_memory(query.device)
+    if not _is_built() or no_machine_code(query.device):
+        return False
+    return shared_bytes(query.shape[2], key.shape[2], query.shape[3]) <= _shared_memory(query.device)
 
 
 def shared_bytes(queries: int, keys: int, width: int) -> int:

@@ -154,6 +154,22 @@ def test_a_kernel_missing_from_the_native_library_is_a_reason(monkeypatch: pytes
     assert reasons[1] == "it takes cuda tensors, got cpu"
 
 
+def test_a_gpu_that_the_native_library_has_no_code_for_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason(capability: tuple[int, int]) -> str:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+        return kernels_module.no_machine_code(torch.device("cuda", 0))
+
+    monkeypatch.setattr(kernels_module, "_no_machine_code", kernels_module._no_machine_code.__wrapped__)
+    info = SimpleNamespace(operators_info={"architectures": ["8.0", "9.0a"]})
+    monkeypatch.setattr(kernels_module._native, "status", lambda: info)
+    assert reason((7, 5)) == ""  # a GPU that is not there
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert reason((9, 0)) == ""
+    assert "built for compute capabilities 8.0, 9.0a, this GPU has 7.5; run `TORCH_CUDA_ARCH_LIST=7.5" in reason((7, 5))
+    request = Request(torch.device("cuda", 0), {}, {})
+    assert FAMILY.native("cuda").not_supported_reasons(request)[-1] == reason((7, 5))
+
+
 def test_impl_is_a_demand_and_never_falls_back(operator: Operator) -> None:
     operator.add(TOY_KERNEL, before="reference")
     with pytest.raises(RuntimeError, match=r"toy_scale: impl='toy' cannot run here: it takes float16 only"):

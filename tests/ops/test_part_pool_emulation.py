@@ -104,10 +104,11 @@ def test_channels_are_taken_in_chunks_where_shared_memory_is_small(
 
 
 @pytest.mark.parametrize("dtype", list(MAX_CUDA_PARTS), ids=str)
-def test_the_most_parts_fit_the_smallest_shared_memory(library: ctypes.CDLL, dtype: torch.dtype) -> None:
-    """99 KB a block: compute capabilities 8.6, 8.9 and 12.0."""
+@pytest.mark.parametrize("cells", [1, 4, 8, 17])
+def test_the_most_parts_fit_the_smallest_shared_memory(library: ctypes.CDLL, cells: int, dtype: torch.dtype) -> None:
+    """99 KB a block: compute capabilities 8.6, 8.9 and 12.0. Few cells are shared out in slices of the channels."""
     library.set_shared_memory(99 << 10, 100 << 10)
-    check(EMULATED, case(17, dtype, batch=1, parts=MAX_CUDA_PARTS[dtype], channels=1024))
+    check(EMULATED, case(cells, dtype, batch=1, parts=MAX_CUDA_PARTS[dtype], channels=1024))
 
 
 def _misaligned(inputs: Inputs) -> Inputs:
