@@ -10,15 +10,16 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from benchmarks.motion_field import FieldOperator, Function, Shape, Tensors, main
+from benchmarks.motion_field import FieldShape
+from benchmarks.operator_bench import BenchedOperator, Function, Tensors, main
 from motarfuse import reference
 from motarfuse.ops import motion_warp
 
-SHAPES = (Shape(64, 8, (16, 8), 384), Shape(32, 10, (64, 32), 64), Shape(64, 8, (16, 8)))
-GPU_SHAPES = (*SHAPES, Shape(512, 8, (16, 8), 768), Shape(512, 32, (64, 32), 64))
+SHAPES = (FieldShape(64, 8, (16, 8), 384), FieldShape(32, 10, (64, 32), 64), FieldShape(64, 8, (16, 8)))
+GPU_SHAPES = (*SHAPES, FieldShape(512, 8, (16, 8), 768), FieldShape(512, 32, (64, 32), 64))
 
 
-def inputs(shape: Shape, draw: Callable[..., torch.Tensor]) -> Tensors:
+def inputs(shape: FieldShape, draw: Callable[..., torch.Tensor]) -> Tensors:
     """Postures near each other, so that most of the source is looked at."""
     batch, parts, cells = shape.batch, shape.parts, shape.cells
 
@@ -30,11 +31,11 @@ def inputs(shape: Shape, draw: Callable[..., torch.Tensor]) -> Tensors:
     return tuple(tensor.detach() for tensor in (draw(batch, cells, shape.channels), *posture(), *posture(), *logits))
 
 
-def call(shape: Shape, impl: str) -> Function:
+def call(shape: FieldShape, impl: str) -> Function:
     return lambda *tensors: motion_warp(*tensors, grid=shape.grid, impl=impl)
 
 
-def eager(shape: Shape, dtype: torch.dtype, device: torch.device) -> Function:
+def eager(shape: FieldShape, dtype: torch.dtype, device: torch.device) -> Function:
     """The formula as one would write it, in the inputs' dtype."""
     cells = reference.cell_centers(shape.grid, device=device, dtype=dtype)
 
@@ -62,17 +63,17 @@ def eager(shape: Shape, dtype: torch.dtype, device: torch.device) -> Function:
     return function
 
 
-def read(shape: Shape, itemsize: int) -> int:
+def read(shape: FieldShape, itemsize: int) -> int:
     posture = 12 * shape.parts
     return shape.batch * itemsize * (shape.cells * (shape.channels + 2 * (shape.parts + 1)) + posture)
 
 
-def written(shape: Shape, itemsize: int) -> int:
+def written(shape: FieldShape, itemsize: int) -> int:
     return shape.batch * itemsize * shape.cells * (shape.channels + 3)
 
 
 # A bilinear sample's derivative jumps where the flow meets a cell's centre.
-OPERATOR = FieldOperator("motion_warp", SHAPES, GPU_SHAPES, inputs, call, eager, read, written, jumps=5e-3)
+OPERATOR = BenchedOperator("motion_warp", SHAPES, GPU_SHAPES, inputs, call, eager, read, written, jumps=5e-3)
 
 if __name__ == "__main__":
     raise SystemExit(main(OPERATOR))

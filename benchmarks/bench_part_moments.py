@@ -9,24 +9,25 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.motion_field import FieldOperator, Function, Shape, Tensors, main
+from benchmarks.motion_field import FieldShape
+from benchmarks.operator_bench import BenchedOperator, Function, Tensors, main
 from motarfuse import reference
 from motarfuse.ops import part_moments
 
-SHAPES = (Shape(64, 8, (16, 8)), Shape(32, 10, (64, 32)))
-GPU_SHAPES = (*SHAPES, Shape(512, 8, (16, 8)), Shape(512, 32, (64, 32)))
+SHAPES = (FieldShape(64, 8, (16, 8)), FieldShape(32, 10, (64, 32)))
+GPU_SHAPES = (*SHAPES, FieldShape(512, 8, (16, 8)), FieldShape(512, 32, (64, 32)))
 TEMPERATURE = 0.1
 
 
-def inputs(shape: Shape, draw: Callable[..., torch.Tensor]) -> Tensors:
+def inputs(shape: FieldShape, draw: Callable[..., torch.Tensor]) -> Tensors:
     return draw(shape.batch, shape.parts, shape.cells), draw(shape.batch, shape.parts, shape.cells, 2, 2)
 
 
-def call(shape: Shape, impl: str) -> Function:
+def call(shape: FieldShape, impl: str) -> Function:
     return lambda *tensors: part_moments(*tensors, grid=shape.grid, temperature=TEMPERATURE, impl=impl)
 
 
-def eager(shape: Shape, dtype: torch.dtype, device: torch.device) -> Function:
+def eager(shape: FieldShape, dtype: torch.dtype, device: torch.device) -> Function:
     """The formula as one would write it, in the inputs' dtype; no rule for hidden rows."""
     cells = reference.cell_centers(shape.grid, device=device, dtype=dtype)
 
@@ -38,15 +39,15 @@ def eager(shape: Shape, dtype: torch.dtype, device: torch.device) -> Function:
     return function
 
 
-def read(shape: Shape, itemsize: int) -> int:
+def read(shape: FieldShape, itemsize: int) -> int:
     return shape.batch * shape.parts * shape.cells * 5 * itemsize
 
 
-def written(shape: Shape, itemsize: int) -> int:
+def written(shape: FieldShape, itemsize: int) -> int:
     return shape.batch * shape.parts * 7 * itemsize
 
 
-OPERATOR = FieldOperator("part_moments", SHAPES, GPU_SHAPES, inputs, call, eager, read, written)
+OPERATOR = BenchedOperator("part_moments", SHAPES, GPU_SHAPES, inputs, call, eager, read, written)
 
 if __name__ == "__main__":
     raise SystemExit(main(OPERATOR))

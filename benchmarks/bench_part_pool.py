@@ -9,22 +9,28 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarks.motion_field import FieldOperator, Function, Shape, Tensors, main
+from benchmarks.motion_field import FieldShape
+from benchmarks.operator_bench import BenchedOperator, Function, Tensors, main
 from motarfuse.ops import part_pool
 
-SHAPES = (Shape(64, 8, (16, 8), 384), Shape(32, 10, (64, 32), 64))
-GPU_SHAPES = (*SHAPES, Shape(512, 8, (16, 8), 768), Shape(512, 32, (16, 8), 768), Shape(512, 8, (64, 32), 64))
+SHAPES = (FieldShape(64, 8, (16, 8), 384), FieldShape(32, 10, (64, 32), 64))
+GPU_SHAPES = (
+    *SHAPES,
+    FieldShape(512, 8, (16, 8), 768),
+    FieldShape(512, 32, (16, 8), 768),
+    FieldShape(512, 8, (64, 32), 64),
+)
 
 
-def inputs(shape: Shape, draw: Callable[..., torch.Tensor]) -> Tensors:
+def inputs(shape: FieldShape, draw: Callable[..., torch.Tensor]) -> Tensors:
     return draw(shape.batch, shape.cells, shape.channels), draw(shape.batch, shape.parts + 1, shape.cells)
 
 
-def call(shape: Shape, impl: str) -> Function:
+def call(shape: FieldShape, impl: str) -> Function:
     return lambda *tensors: part_pool(*tensors, impl=impl)
 
 
-def eager(shape: Shape, dtype: torch.dtype, device: torch.device) -> Function:
+def eager(shape: FieldShape, dtype: torch.dtype, device: torch.device) -> Function:
     """The formula as one would write it, in the inputs' dtype."""
 
     def function(tokens: torch.Tensor, part_logits: torch.Tensor) -> Tensors:
@@ -35,15 +41,15 @@ def eager(shape: Shape, dtype: torch.dtype, device: torch.device) -> Function:
     return function
 
 
-def read(shape: Shape, itemsize: int) -> int:
+def read(shape: FieldShape, itemsize: int) -> int:
     return shape.batch * shape.cells * (shape.channels + shape.parts + 1) * itemsize
 
 
-def written(shape: Shape, itemsize: int) -> int:
+def written(shape: FieldShape, itemsize: int) -> int:
     return shape.batch * shape.parts * (shape.channels + 1) * itemsize
 
 
-OPERATOR = FieldOperator("part_pool", SHAPES, GPU_SHAPES, inputs, call, eager, read, written)
+OPERATOR = BenchedOperator("part_pool", SHAPES, GPU_SHAPES, inputs, call, eager, read, written)
 
 if __name__ == "__main__":
     raise SystemExit(main(OPERATOR))

@@ -20,13 +20,13 @@ from benchmarks import (
     bench_part_moments,
     bench_part_pool,
     bench_retrieval,
-    motion_field,
+    operator_bench,
 )
 from benchmarks.motion_attention_peers import MODES, Case
 from benchmarks.timing import Call, Ceilings, Timing
 
 ROUNDS = 20
-FIELD_OPERATORS = (bench_part_moments.OPERATOR, bench_motion_warp.OPERATOR, bench_part_pool.OPERATOR)
+OPERATORS = (bench_part_moments.OPERATOR, bench_motion_warp.OPERATOR, bench_part_pool.OPERATOR)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -35,9 +35,11 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         cases = bench_motion_attention.GPU_CASES if gpu else bench_motion_attention.CPU_CASES
         metafunc.parametrize("case", cases, ids=[case.name.replace(" ", "-") for case in cases], scope="module")
-    if "field" in metafunc.fixturenames:
-        fields = [(one, shape) for one in FIELD_OPERATORS for shape in (one.gpu_shapes if gpu else one.shapes)]
-        metafunc.parametrize("field", fields, ids=[f"{one.name}-{shape}" for one, shape in fields], scope="module")
+    if "problem" in metafunc.fixturenames:
+        problems = [(one, shape) for one in OPERATORS for shape in (one.gpu_shapes if gpu else one.shapes)]
+        metafunc.parametrize(
+            "problem", problems, ids=[f"{one.name}-{shape}" for one, shape in problems], scope="module"
+        )
 
 
 @lru_cache(maxsize=1)
@@ -61,24 +63,24 @@ def test_motion_attention(case: Case, mode: str, benchmark: Any, device: torch.d
     time_calls(benchmark, bench.call(bench.variants[name], mode), device, extra, f"motion_attention {case.name}")
 
 
-Field = tuple[motion_field.FieldOperator, motion_field.Shape]
+Problem = tuple[operator_bench.BenchedOperator, Any]
 
 
 @lru_cache(maxsize=1)
-def prepared_field(field: Field, device: torch.device) -> motion_field.Bench:
+def prepared_problem(problem: Problem, device: torch.device) -> operator_bench.Bench:
     """Once for the modes of a shape."""
-    return motion_field.Bench(*field, torch.float32, device)
+    return operator_bench.Bench(*problem, torch.float32, device)
 
 
-@pytest.mark.parametrize("mode", motion_field.TIMED_MODES)
-def test_motion_field(field: Field, mode: str, benchmark: Any, device: torch.device, ceiling: Ceilings) -> None:
-    bench = prepared_field(field, device)
+@pytest.mark.parametrize("mode", operator_bench.TIMED_MODES)
+def test_operator(problem: Problem, mode: str, benchmark: Any, device: torch.device, ceiling: Ceilings) -> None:
+    bench = prepared_problem(problem, device)
     found = bench.timings(mode, turns=11)
     fraction = bench.fraction(mode, found[bench.native], ceiling.bandwidth)
     extra = summary(bench.native, found, bench.ratio(found, bench.native), fraction)
     memory = bench.timings("memory fwd" if mode == "fwd" else "memory full")
     extra["extra_memory_mb"] = {name: size.median / 1e6 for name, size in memory.items()}
-    time_calls(benchmark, bench.call(bench.native, mode), device, extra, field[0].name)
+    time_calls(benchmark, bench.call(bench.native, mode), device, extra, problem[0].name)
 
 
 def test_retrieval(benchmark: Any, device: torch.device) -> None:

@@ -36,7 +36,7 @@ class NamedTensors(Protocol):
 
 
 def outputs_and_gradients(
-    call: Callable[..., NamedTensors],
+    call: Callable[..., NamedTensors | torch.Tensor],
     inputs: Mapping[str, torch.Tensor],
     *,
     results: tuple[str, ...],
@@ -46,14 +46,16 @@ def outputs_and_gradients(
     """Results, and the gradients of ``results`` to every input; zeros where an input takes none.
 
     Args:
-        call: The operator; takes the inputs by name.
-        inputs: Of the call.
+        call: The operator; takes the inputs by name. A single tensor is the result ``out``.
+        inputs: Of the call; those of a float type get gradients.
         results: Those that a loss depends on; without those that no gradient can reach.
         dtypes: What the incoming gradients are rounded to; None is the results' own.
         incoming: Makes other incoming gradients of a result's name and the drawn ones.
     """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in inputs.items()}
-    outputs = call(**leaves)._asdict()
+    copies = {name: tensor.detach() for name, tensor in inputs.items()}
+    leaves = {name: tensor.requires_grad_() for name, tensor in copies.items() if tensor.is_floating_point()}
+    answer = call(**copies)
+    outputs = {"out": answer} if isinstance(answer, torch.Tensor) else answer._asdict()
     used = [name for name in results if outputs[name].requires_grad]
     draw = normal(1)
     drawn = {name: draw(*output.shape) for name, output in outputs.items()}
@@ -84,7 +86,7 @@ def check(run: Callable[[str, Inputs], Inputs], backend: tuple[str, str], inputs
     """
     impl, device = backend
     inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-    exact = run("reference", {name: tensor.double() for name, tensor in inputs.items()})
+    exact = run("reference", {name: _double(tensor) for name, tensor in inputs.items()})
     eager = run("reference", inputs)
     result = run(impl, inputs)
     assert list(result) == list(exact)
@@ -94,6 +96,10 @@ def check(run: Callable[[str, Inputs], Inputs], backend: tuple[str, str], inputs
             torch.testing.assert_close(value, exact[name], rtol=1e-11, atol=1e-12 * max(1.0, scale), msg=name)
         else:
             assert_close(name, value, eager[name], exact[name])
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
 
 
 # Layouts: the same numbers, or fewer of them, elsewhere in memory ----------------------------------------------------
