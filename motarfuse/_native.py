@@ -13,9 +13,11 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import struct
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -93,6 +95,23 @@ def status() -> NativeStatus:
         operators_info=operators.info,
         host_info=module.info,
     )
+
+
+def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
+    """Whether code for ``architectures``, as in ``TORCH_CUDA_ARCH_LIST``, runs on a GPU of a compute capability.
+
+    Machine code runs on its own major capability from its own minor one on, that of ``a`` on its own only, that of
+    ``f`` as machine code does; PTX is compiled for its own and every newer one, unless it is that of ``a``.
+    """
+    for entry in architectures:
+        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
+        assert match is not None, entry
+        own = (int(match[1]), int(match[2]))
+        newer_minor = match[3] != "a" and capability[0] == own[0] and capability >= own
+        newer = match[3] == "" and bool(match[4]) and capability >= own
+        if capability == own or newer_minor or newer:
+            return True
+    return False
 
 
 def _disabled() -> bool:

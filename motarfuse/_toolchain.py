@@ -16,7 +16,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -217,23 +216,6 @@ def gencode_flags(architectures: list[str]) -> list[str]:
         code = f"sm_{number},compute_{number}" if entry.endswith("+PTX") else f"sm_{number}"
         flags.append(f"-gencode=arch=compute_{number},code=[{code}]")
     return flags
-
-
-def runs_on(architectures: Sequence[str], capability: tuple[int, int]) -> bool:
-    """Whether code for ``architectures``, as in ``TORCH_CUDA_ARCH_LIST``, runs on a GPU of a compute capability.
-
-    Machine code runs on its own major capability from its own minor one on, that of ``a`` on its own only, that of
-    ``f`` as machine code does; PTX is compiled for its own and every newer one, unless it is that of ``a``.
-    """
-    for entry in architectures:
-        match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry)
-        assert match is not None, entry
-        own = (int(match[1]), int(match[2]))
-        newer_minor = match[3] != "a" and capability[0] == own[0] and capability >= own
-        newer = match[3] == "" and bool(match[4]) and capability >= own
-        if capability == own or newer_minor or newer:
-            return True
-    return False
 
 
 def pybind11_include(torch: Torch | None) -> tuple[Path, str]:

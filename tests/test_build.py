@@ -257,30 +257,6 @@ def test_architectures_that_were_asked_for_are_never_dropped(monkeypatch: pytest
         _toolchain.selected_architectures(toolkit(80, 90))
 
 
-@pytest.mark.parametrize(
-    ("architectures", "capability", "runs"),
-    [
-        (["8.0", "9.0a", "10.0+PTX"], (8, 0), True),
-        (["8.0", "9.0a", "10.0+PTX"], (8, 9), True),
-        (["8.0", "9.0a", "10.0+PTX"], (9, 0), True),
-        (["8.0", "9.0a", "10.0+PTX"], (12, 0), True),
-        (["8.0", "9.0a", "10.0+PTX"], (7, 5), False),
-        (["9.0a"], (8, 6), False),
-        (["9.0a+PTX"], (10, 0), False),
-        (["8.6"], (8, 0), False),
-        (["8.6+PTX"], (9, 0), True),
-        (["10.0"], (12, 0), False),
-        (["10.0f"], (10, 3), True),
-        (["10.0a"], (10, 3), False),
-        ([], (9, 0), False),
-    ],
-)
-def test_code_runs_on_the_gpus_that_it_was_built_for(
-    architectures: list[str], capability: tuple[int, int], runs: bool
-) -> None:
-    assert _toolchain.runs_on(architectures, capability) == runs
-
-
 def test_architectures_become_machine_code_and_ptx_where_asked() -> None:
     assert _toolchain.gencode_flags(["8.0", "9.0a", "10.0+PTX"]) == [
         "-gencode=arch=compute_80,code=[sm_80]",

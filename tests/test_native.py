@@ -206,3 +206,27 @@ def test_a_built_part_says_what_it_was_built_with() -> None:
     assert module is not None
     assert module.build_info() == found.host_info
     assert found.host_info["python"] == f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "runs"),
+    [
+        (["8.0", "9.0a", "10.0+PTX"], (8, 0), True),
+        (["8.0", "9.0a", "10.0+PTX"], (8, 9), True),
+        (["8.0", "9.0a", "10.0+PTX"], (9, 0), True),
+        (["8.0", "9.0a", "10.0+PTX"], (12, 0), True),
+        (["8.0", "9.0a", "10.0+PTX"], (7, 5), False),
+        (["9.0a"], (8, 6), False),
+        (["9.0a+PTX"], (10, 0), False),
+        (["8.6"], (8, 0), False),
+        (["8.6+PTX"], (9, 0), True),
+        (["10.0"], (12, 0), False),
+        (["10.0f"], (10, 3), True),
+        (["10.0a"], (10, 3), False),
+        ([], (9, 0), False),
+    ],
+)
+def test_code_runs_on_the_gpus_that_it_was_built_for(
+    architectures: list[str], capability: tuple[int, int], runs: bool
+) -> None:
+    assert _native.runs_on(architectures, capability) == runs

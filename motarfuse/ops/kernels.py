@@ -17,7 +17,6 @@ import torch
 from torch.autograd import forward_ad
 
 from motarfuse import _native
-from motarfuse._toolchain import runs_on
 from motarfuse.ops.backends import Backend, Request, supports_everything
 from motarfuse.ops.validation import FLOAT_DTYPES, dtype_name
 
@@ -160,7 +159,7 @@ def no_machine_code(device: torch.device) -> str:
 def _no_machine_code(index: int) -> str:
     capability = torch.cuda.get_device_capability(index)
     architectures = _native.status().operators_info.get("architectures", [])
-    if not architectures or runs_on(architectures, capability):
+    if not architectures or _native.runs_on(architectures, capability):
         return ""
     own = ".".join(map(str, capability))
     return (
