@@ -15,18 +15,34 @@ import pytest
 import torch
 
 from benchmarks import (
+    bench_add_layer_norm,
+    bench_batch_hard_triplet,
+    bench_bias_gelu,
+    bench_gated_fusion,
+    bench_linear_cross_entropy,
     bench_motion_attention,
     bench_motion_warp,
     bench_part_moments,
     bench_part_pool,
     bench_retrieval,
+    bench_temporal_conv,
     operator_bench,
 )
 from benchmarks.motion_attention_peers import MODES, Case
 from benchmarks.timing import Call, Ceilings, Timing
 
 ROUNDS = 20
-OPERATORS = (bench_part_moments.OPERATOR, bench_motion_warp.OPERATOR, bench_part_pool.OPERATOR)
+OPERATORS = (
+    bench_part_moments.OPERATOR,
+    bench_motion_warp.OPERATOR,
+    bench_part_pool.OPERATOR,
+    bench_add_layer_norm.OPERATOR,
+    bench_gated_fusion.OPERATOR,
+    bench_bias_gelu.OPERATOR,
+    bench_temporal_conv.OPERATOR,
+    bench_linear_cross_entropy.OPERATOR,
+    bench_batch_hard_triplet.OPERATOR,
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

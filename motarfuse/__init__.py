@@ -16,16 +16,39 @@ _SUBMODULES = ("data", "engine", "models", "nn", "ops", "reference", "retrieval"
 
 if TYPE_CHECKING:
     from motarfuse import data, engine, models, nn, ops, reference, retrieval, viz
+    from motarfuse.nn.acceleration import AccelerateReport, accelerate, restore
     from motarfuse.ops import use_backend
 
-__all__ = ["__version__", "data", "engine", "models", "nn", "ops", "reference", "retrieval", "use_backend", "viz"]
+# Functions and classes that live in a submodule and are used without its name.
+_EXPORTS = {
+    "AccelerateReport": "motarfuse.nn.acceleration",
+    "accelerate": "motarfuse.nn.acceleration",
+    "restore": "motarfuse.nn.acceleration",
+    "use_backend": "motarfuse.ops",
+}
+
+__all__ = [
+    "AccelerateReport",
+    "__version__",
+    "accelerate",
+    "data",
+    "engine",
+    "models",
+    "nn",
+    "ops",
+    "reference",
+    "restore",
+    "retrieval",
+    "use_backend",
+    "viz",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"motarfuse.{name}")
-    if name == "use_backend":
-        return importlib.import_module("motarfuse.ops").use_backend
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module 'motarfuse' has no attribute {name!r}")
 
 

@@ -1,5 +1,6 @@
 """Networks that turn person crops into features, one registry for all of them."""
 
+from motarfuse.models.load_vit import load_vit
 from motarfuse.models.motar_fuse import MotarFuse, MotarFuseConfig
 from motarfuse.models.output import MotarFuseOutput, ReIDOutput
 from motarfuse.models.packaged import load_packaged, packaged_names
@@ -20,6 +21,7 @@ __all__ = [
     "config_class",
     "load_packaged",
     "load_pretrained",
+    "load_vit",
     "model_name_of",
     "model_names",
     "packaged_names",

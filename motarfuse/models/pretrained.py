@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import struct
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,12 @@ _BACKBONES = ("base.", "backbone.")
 _OPTIONAL = ("camera_embed", "adapters.")
 # Tensors that formats keep with fewer or more dimensions; any other of a wrong shape could be a transposed one.
 _RESHAPED = ("patch_embed.proj.weight", "cls_token", "pos_embed")
+# What torch raises where a file ends early or was overwritten; a cut pickle of the old format runs off its own end.
+_BROKEN = (
+    RuntimeError, EOFError, ValueError, LookupError, OSError, TypeError, AttributeError, AssertionError, struct.error
+)  # fmt: skip
+# TransReID's name of camera embeddings. Those of other cameras than the network's are left out, and reported.
+_CAMERAS = "sie_embed"
 # What a file may have beside the backbone's tensors only if the network computes with it.
 _ESSENTIAL = re.compile(r"blocks\.\d+\.|norm_pre\.|patch_embed\.|reg_token|register_tokens|dist_token")
 
@@ -57,7 +64,7 @@ class LoadReport:
         return "; ".join(parts)
 
 
-def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
+def load_pretrained(model: nn.Module, path: str | Path, *, source_grid: tuple[int, int] | None = None) -> LoadReport:
     """Loads a timm ViT, a TransReID-style, a CLIP or this project's own weight file into ``model.backbone``.
 
     Prefixes of wrappers are stripped, the position embedding is resized bilinearly to the network's grid, a head is
@@ -68,16 +75,62 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
         model: A network whose ``backbone`` has timm's parameter names and a ``grid``.
         path: ``.safetensors``, a pickled state dict (read with ``weights_only=True``: tensors only, no code), a
             checkpoint folder with ``model.safetensors``, or the name of a packaged network.
+        source_grid: (rows, columns) of the file's position embedding; None: a square where that is possible, else the
+            factors of its number of tokens that are nearest to the network's grid in aspect.
 
     Raises:
         CheckpointError: The file is absent, truncated, of another architecture, or holds anything but tensors.
     """
+    return fill_backbone(model, read_backbone(path), source_grid)
+
+
+class BackboneFile(NamedTuple):
+    """A file's tensors under the backbone's names.
+
+    Attributes:
+        path: The file that was read.
+        tensors: By name; those of a CLIP model's text side and of heads among them, under the file's names.
+        outside: Names of tensors that the file itself tells apart from the backbone.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    outside: list[str]
+
+
+def read_backbone(path: str | Path) -> BackboneFile:
+    """Reads a weight file as `load_pretrained` does, without a network.
+
+    Raises:
+        CheckpointError: The file is absent, truncated, or holds anything but tensors.
+    """
     path, tensors = _read(Path(path))
-    backbone = model.backbone
-    assert isinstance(backbone, nn.Module)
     source, outside = _strip(tensors)
     source = from_clip(source, path) or source
+    return BackboneFile(path, source, outside)
+
+
+def camera_embeddings(tensors: dict[str, Tensor]) -> Tensor | None:
+    """A file's embeddings (cameras, D): this project's, or those of TransReID, which keeps them as (cameras, 1, D)."""
+    if "camera_embed" in tensors:
+        return tensors["camera_embed"]
+    given = tensors.get(_CAMERAS)
+    return given[:, 0] if given is not None and given.ndim == 3 and given.shape[1] == 1 else None
+
+
+def fill_backbone(model: nn.Module, file: BackboneFile, source_grid: tuple[int, int] | None = None) -> LoadReport:
+    """Puts a file's tensors into ``model.backbone``, all that it needs or none; arguments as of `load_pretrained`.
+
+    Raises:
+        CheckpointError: The file is of another architecture.
+    """
+    path, source, outside = file
+    backbone = model.backbone
+    assert isinstance(backbone, nn.Module)
     target = backbone.state_dict()
+    cameras = camera_embeddings(source)
+    if cameras is not None and "camera_embed" in target and cameras.shape == target["camera_embed"].shape:
+        source = {name: tensor for name, tensor in source.items() if name != _CAMERAS} | {"camera_embed": cameras}
     _check_architecture(source, target, path)
     loaded: dict[str, Tensor] = {}
     resized = []
@@ -86,7 +139,7 @@ def load_pretrained(model: nn.Module, path: str | Path) -> LoadReport:
             continue
         tensor = source[name]
         if name == "pos_embed":
-            tensor, change = _resize_positions(tensor, target[name], backbone.grid)  # type: ignore[arg-type]
+            tensor, change = _resize_positions(tensor, target[name], backbone.grid, source_grid, path)  # type: ignore[arg-type]
             if change:
                 resized.append(f"{name}: {change}")
         elif name in _RESHAPED and tensor.numel() == target[name].numel():
@@ -134,7 +187,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, which could run code when loaded, or is no PyTorch file; "
             "convert it to safetensors where it comes from"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except _BROKEN as error:
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path} is a TorchScript archive, a program that would run when loaded; where you trust it, save "
@@ -204,15 +257,20 @@ def _check_architecture(source: dict[str, Tensor], target: dict[str, Tensor], pa
         )
 
 
-def _resize_positions(tensor: Tensor, target: Tensor, grid: tuple[int, int]) -> tuple[Tensor, str]:
+def _resize_positions(
+    tensor: Tensor, target: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None, path: Path
+) -> tuple[Tensor, str]:
     """Position embedding ((1,) 1 + N, D) resized to the grid; returns it and what was done ("" for nothing)."""
     if tensor.ndim == 2:
         tensor = tensor[None]
     if tensor.ndim != 3 or tensor.shape[2] != target.shape[2] or tensor.shape[1] < 2:
         return tensor, ""  # the caller's shape check names it
-    if tensor.shape == target.shape:
+    tokens = tensor.shape[1] - 1
+    if source_grid is not None and math.prod(source_grid) != tokens:
+        raise CheckpointError(f"{path}: pos_embed has {tokens} patches, which are no grid of {tuple(source_grid)}")
+    if tensor.shape == target.shape and source_grid in (None, grid):
         return tensor, ""
-    rows, columns = _grid_of(tensor.shape[1] - 1, grid)
+    rows, columns = _grid_of(tokens, grid) if source_grid is None else source_grid
     cells = tensor[:, 1:].float().reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
     cells = F.interpolate(cells, size=grid, mode="bilinear", align_corners=False)
     resized = torch.cat([tensor[:, :1].float(), cells.permute(0, 2, 3, 1).flatten(1, 2)], 1)

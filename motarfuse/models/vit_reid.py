@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from motarfuse.models.output import ReIDOutput
 from motarfuse.models.registry import register_model
-from motarfuse.nn import Block, BNNeck, VisualAdapter
+from motarfuse.nn import Block, BNNeck, PendingSum, VisualAdapter, add_norm
 
 
 class Size(NamedTuple):
@@ -207,17 +207,15 @@ class VisionTransformer(nn.Module):
             tokens = tokens + self.camera_scale * side[:, None]
         if self.norm_pre is not None:
             tokens = self.norm_pre(tokens)
+        stream: Tensor | PendingSum = tokens
         if self.adapters is not None:
             for block, adapter in zip(self.blocks, self.adapters, strict=True):
-                tokens = block(tokens)
-                if frame_mask is None:
-                    tokens = adapter(tokens)
-                else:
-                    tokens = adapter(tokens.unflatten(0, frame_mask.shape), frame_mask).flatten(0, 1)
-            return self.norm(tokens)
-        for block in self.blocks[:-1]:
-            tokens = block(tokens)
-        return self.norm(self.blocks[-1](tokens, num_outputs))
+                stream = adapter(block(stream, chained=True), frame_mask, chained=True)
+        else:
+            for block in self.blocks[:-1]:
+                stream = block(stream, chained=True)
+            stream = self.blocks[-1](stream, num_outputs, chained=True)
+        return add_norm(stream, self.norm, wide=True)[0]
 
 
 class BackboneNetwork(nn.Module):

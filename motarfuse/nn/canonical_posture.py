@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from motarfuse.ops import cell_centers, motion_warp, without_autocast
+from motarfuse.ops.snapshot import snapshot
 
 _EPSILON = 1e-6
 # Added to squared radii: a posture of one visible part has no size.
@@ -178,10 +179,9 @@ class CanonicalPosture(nn.Module):
             canonical = _determinant(self._now(self.affines, posture.affines))
             return (canonical / _determinant(posture.affines)).abs().clamp(min=_EPSILON).log()
 
-    @staticmethod
-    def _now(buffer: Tensor, like: Tensor) -> Tensor:
-        """A copy: `update` changes the buffers in place, perhaps before the backward pass reads them."""
-        return buffer.to(like.dtype, copy=True)
+    def _now(self, buffer: Tensor, like: Tensor) -> Tensor:
+        """As it is now: in training `update` changes it in place, perhaps before the backward pass reads it."""
+        return (snapshot(buffer) if self.training else buffer).to(like.dtype)
 
     def extra_repr(self) -> str:
         return f"parts={len(self.keypoints)}, momentum={self.momentum:g}"

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from motarfuse.nn.block import Mlp
+from motarfuse.nn.fused_steps import PendingSum, add_norm
 from motarfuse.nn.gated_fusion import GatedFusion
 from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion
-from motarfuse.nn.part_decoder import MOTION_CHANNELS, PartState
+from motarfuse.nn.motion_scale import MOTION_CHANNELS
+from motarfuse.nn.part_decoder import PartState
 
 SCOPES = ("frame", "clip")
 _TYPES = 4  # hybrid, class, parts, cells
@@ -114,9 +116,12 @@ class FusionEncoder(nn.Module):
         else:
             sequence = sequence.flatten(0, 1)
         for block in self.blocks:
-            sequence = block(sequence, motion)
+            sequence = block(sequence, motion)  # the last addition is left to the layer norm that follows
         hybrid_tokens = self.last(sequence, motion, length)  # (B T, 1, D) or (B, T, D)
-        return FusedTokens(self.norm(hybrid_tokens.reshape(batch, frames, dim)), gated)
+        return FusedTokens(add_norm(hybrid_tokens, self.norm, wide=True)[0].reshape(batch, frames, dim), gated)
+
+    def extra_repr(self) -> str:
+        return f"scope={self.scope}, motion={self.motion}"
 
     @staticmethod
     def _motion(state: PartState, frames: int, with_parts: bool) -> TokenMotion:
@@ -170,9 +175,10 @@ class _FusionBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, tokens: Tensor, motion: TokenMotion) -> Tensor:
-        tokens = tokens + self.attn(self.norm1(tokens), motion)
-        return tokens + self.mlp(self.norm2(tokens))
+    def forward(self, tokens: Tensor | PendingSum, motion: TokenMotion) -> PendingSum:
+        normed, residual = add_norm(tokens, self.norm1)
+        normed, residual = add_norm(PendingSum(residual, self.attn(normed, motion)), self.norm2)
+        return PendingSum(residual, self.mlp(normed))
 
 
 class _LastBlock(nn.Module):
@@ -187,11 +193,12 @@ class _LastBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.over_time = over_time
 
-    def forward(self, tokens: Tensor, motion: TokenMotion, length: int) -> Tensor:
+    def forward(self, tokens: Tensor | PendingSum, motion: TokenMotion, length: int) -> PendingSum:
         if self.over_time:
             first = TokenMotion(*(None if value is None else value[:, ::length] for value in motion))
         else:
             first, motion = TokenMotion(), motion._replace(descriptor=None, moving=None)
-        normed = self.norm1(tokens)
-        hybrid = tokens[:, ::length] + self.attn(normed[:, ::length], normed, first, motion)
-        return hybrid + self.mlp(self.norm2(hybrid))
+        normed, residual = add_norm(tokens, self.norm1)
+        attended = self.attn(normed[:, ::length], normed, first, motion)
+        normed, residual = add_norm(PendingSum(residual[:, ::length], attended), self.norm2)
+        return PendingSum(residual, self.mlp(normed))

@@ -37,3 +37,6 @@ class GatedFusion(nn.Module):
         embedded = self.embed(motion.to(tokens.dtype))
         gate = self.gate(torch.cat((tokens, embedded.to(tokens.dtype)), dim=-1))
         return gated_fusion(tokens, self.motion(embedded), gate, self.norm.weight, self.norm.bias, self.norm.eps)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.embed.out_features}, motion_dim={self.embed.in_features}"

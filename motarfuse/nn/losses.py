@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from motarfuse.ops import batch_hard_triplet, linear_cross_entropy
-from motarfuse.ops.batch_hard_triplet import METRICS
+from motarfuse.nn.distributed import gather_features
+from motarfuse.ops import linear_cross_entropy
+from motarfuse.ops.batch_hard_triplet import METRICS, counted_batch_hard_triplet
 
 
 class IdLoss(nn.Module):
@@ -62,20 +63,22 @@ class TripletLoss(nn.Module):
     Args:
         margin: None for the soft margin, a number >= 0 otherwise.
         metric: "euclidean" or "cosine".
+        gather: Whether anchors look for their pairs among the features of all processes of a distributed training, see
+            ``gather_features``. Every process then computes the same loss, of the joined batch.
 
     Attributes:
-        skipped: Number of anchors of the last batch without a positive or without a negative, an int64 scalar on the
-            features' device (a Python number would wait for the device).
+        skipped: Number of anchors of the last batch, the joined one under ``gather``, without a positive or without a
+            negative, an int64 scalar on the features' device (a Python number would wait for the device).
 
-    Shapes: features (B, D), labels (B,) -> scalar (fp32, or fp64 for fp64). O(B^2 D) time, O(B^2) memory; only the
-    chosen 2 B distances are differentiated. Deterministic.
+    Shapes: features (B, D), labels (B,) -> scalar (fp32, or fp64 for fp64). O(B^2 D) time; O(B^2) memory, on a GPU with
+    Triton O(B D). Only the chosen 2 B distances are differentiated. Deterministic.
 
     Source: Hermans et al. 2017, "In Defense of the Triplet Loss for Person Re-Identification".
     """
 
     skipped: Tensor
 
-    def __init__(self, margin: float | None = None, metric: str = "euclidean") -> None:
+    def __init__(self, margin: float | None = None, metric: str = "euclidean", *, gather: bool = False) -> None:
         super().__init__()
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
@@ -83,6 +86,7 @@ class TripletLoss(nn.Module):
             raise ValueError(f"margin must be None (soft) or a number >= 0, got {margin!r}")
         self.margin = margin
         self.metric = metric
+        self.gather = gather
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -91,10 +95,11 @@ class TripletLoss(nn.Module):
         Raises:
             ValueError: Shapes that do not fit each other.
         """
-        loss = batch_hard_triplet(features, labels, margin=self.margin, metric=self.metric)
-        same = labels[:, None] == labels
-        self.skipped = ((same.sum(1) < 2) | same.all(1)).sum()
+        if self.gather:
+            features, labels = gather_features(features, labels)
+        loss, self.skipped = counted_batch_hard_triplet(features, labels, margin=self.margin, metric=self.metric)
         return loss
 
     def extra_repr(self) -> str:
-        return f"margin={'soft' if self.margin is None else format(self.margin, 'g')}, metric={self.metric}"
+        margin = "soft" if self.margin is None else format(self.margin, "g")
+        return f"margin={margin}, metric={self.metric}" + (", gather=True" if self.gather else "")

@@ -226,6 +226,9 @@ class MotionAttention(nn.Module):
         bias = {} if motion is None else _bias(self.motion_bias, motion, motion)
         return self.proj(motion_attention_packed(qkv, **bias).flatten(2))
 
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
+
 
 class MotionCrossAttention(nn.Module):
     """Multi-head attention from tokens x to a context y: out = proj(softmax(q(x) k(y)^T / sqrt(d) + bias) v(y)).
@@ -323,6 +326,9 @@ class MotionCrossAttention(nn.Module):
             given = [TokenMotion() if one is None else one for one in (motion, context_motion)]
             bias = _bias(self.motion_bias, *given)
         return self.proj(motion_attention(query, key, value, **bias).transpose(1, 2).flatten(2))
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
 
 
 def _bias(layer: _MotionBias | None, queries: TokenMotion, keys: TokenMotion) -> dict[str, Any]:

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from motarfuse.nn.block import Mlp
 from motarfuse.nn.canonical_posture import AlignedPosture, CanonicalPosture
 from motarfuse.nn.motion_attention import MotionAttention, MotionCrossAttention, TokenMotion, inverse_softplus
+from motarfuse.nn.motion_scale import MotionScale
 from motarfuse.ops import cell_centers, inverse_2x2, motion_warp, part_moments, sample_bilinear, without_autocast
 
-# Channels of the motion descriptor: canonical displacement, displacement to the previous and to the next frame (two
-# each), foreground, log of the determinant.
-MOTION_CHANNELS = 8
-_CENTRED = slice(6, 8)
-_LEAST_DEVIATION = 0.05
 _EPSILON = 1e-6
 
 
@@ -69,55 +65,6 @@ class PartState(NamedTuple):
         return self._replace(**taken, posture=AlignedPosture(*(value[frames] for value in self.posture)))
 
 
-class MotionScale(nn.Module):
-    """Scales the channels of the motion descriptor by running statistics over the cells where they are valid.
-
-    Displacements are divided by their root mean square, so that zero stays zero; foreground and determinant are centred
-    and divided by their deviation. Deviations are floored at 0.05. Statistics start at mean 0 and deviation 1, which
-    the first batch replaces; the n-th moves them by max(1 - momentum, 1 / n), so that a short training has them too.
-    They take no gradient, are saved and fixed in evaluation.
-
-    Args:
-        momentum: Share of the old statistics that a batch keeps.
-    """
-
-    mean: Tensor
-    square: Tensor
-    batches: Tensor
-
-    def __init__(self, momentum: float = 0.99) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("batches", torch.zeros(MOTION_CHANNELS))  # that had something valid
-        self.register_buffer("mean", torch.zeros(MOTION_CHANNELS))
-        self.register_buffer("square", torch.ones(MOTION_CHANNELS))
-
-    @torch.no_grad()
-    def update(self, descriptor: Tensor, valid: Tensor) -> None:
-        """Args: descriptor (F, N, 8), unscaled; valid (F, 8) booleans, which channels of which frames count."""
-        if not self.training:
-            return
-        weight = valid[:, None].to(self.mean).expand(descriptor.shape)
-        values = descriptor.detach().to(self.mean)
-        sums = torch.stack((weight.sum((0, 1)), (weight * values).sum((0, 1)), (weight * values.square()).sum((0, 1))))
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
-        count, total, squares = sums
-        counts = (count > 0) & squares.isfinite()
-        self.batches.add_(counts)
-        rate = (1 / self.batches.clamp(min=1)).clamp(min=1 - self.momentum) * counts
-        count = count.clamp(min=1)
-        self.mean.add_(rate * ((total / count).nan_to_num() - self.mean))
-        self.square.add_(rate * ((squares / count).nan_to_num() - self.square))
-
-    def forward(self, descriptor: Tensor) -> Tensor:
-        """Args: descriptor (..., 8). Returns the scaled one."""
-        mean = torch.zeros_like(self.mean)
-        mean[_CENTRED] = self.mean[_CENTRED]
-        deviation = (self.square - mean.square()).clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION)
-        return (descriptor - mean.to(descriptor)) / deviation.to(descriptor)
-
-
 class PartHeads(nn.Module):
     """Heat maps, affines, masks and visibilities of parts.
 
@@ -154,6 +101,20 @@ class PartHeads(nn.Module):
         assert self.affine.bias is not None
         nn.init.zeros_(self.affine.bias)
         self.register_buffer("cells", cell_centers(grid, dtype=torch.float32), persistent=False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Own parameters and centres of cells as at the start, such as after ``to_empty``, which leaves them open."""
+        nn.init.normal_(self.background, std=self.background.shape[0] ** -0.5)
+        self.anchors.copy_(spread_over_body(len(self.anchors)))
+        self.raw_beta.fill_(inverse_softplus(2.0).item())
+        self.raw_eta.fill_(inverse_softplus(8.0).item())
+        for parameter in self.affine.parameters():
+            nn.init.zeros_(parameter)
+        self.cells.copy_(cell_centers(self.grid, dtype=torch.float32))
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}, num_parts={len(self.anchors)}, temperature={self.temperature:g}"
 
     def cells_as(self, tensor: Tensor) -> Tensor:
         """(N, 2) centres of the cells in float32, in float64 beside such a tensor."""
@@ -291,6 +252,9 @@ class PartDecoder(nn.Module):
                 self._read(self.norm(parts), seen, frame_mask, frame_index, statistics_mask if last else None)
             )
         return self.norm(parts).unflatten(0, (batch, frames)), states
+
+    def extra_repr(self) -> str:
+        return f"num_parts={len(self.queries)}, grid={self.heads.grid}"
 
     def _read(
         self,

@@ -52,6 +52,7 @@ class PartLoss(nn.Module):
 
     def __init__(self, dim: int, num_parts: int, num_classes: int | None, *, label_smoothing: float = 0.1) -> None:
         super().__init__()
+        self.dim, self.num_parts = dim, num_parts
         self.identity = IdLoss(dim * num_parts, num_classes, label_smoothing) if num_classes else None
 
     def forward(self, embeddings: Tensor, features: Tensor, visibility: Tensor, labels: Tensor) -> Tensor:
@@ -72,3 +73,6 @@ class PartLoss(nn.Module):
         # Over its mean: visibilities near 0.2 as they are cost a third of the parts' mAP after 150 steps.
         share = visibility / (visibility.mean(1, keepdim=True) + _EPSILON)
         return loss + self.identity((share[..., None] * features).flatten(1), labels)
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_parts={self.num_parts}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from motarfuse.nn.fused_steps import PendingSum, add_norm
 from motarfuse.ops import temporal_conv
 
 
@@ -43,17 +44,29 @@ class VisualAdapter(nn.Module):
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, tokens: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor | PendingSum, frame_mask: Tensor | None = None, *, chained: bool = False
+    ) -> Tensor | PendingSum:
         """Adds what the frames around say.
 
         Args:
-            tokens: (B, T, N, D) or (B, N, D).
+            tokens: (B, T, N, D) or (B, N, D); in a chain of blocks (`Block`) the sum that is left open, of frames one
+                clip after the other, (F, N, D).
             frame_mask: (B, T) booleans, False for frames that are padding; their tokens come out as they went in, plus
-                a constant.
+                a constant. In a chain it also tells the clips, B T = F; None: images by themselves.
+            chained: Whether to leave the addition to whoever normalises the result.
 
         Returns:
-            The shape of tokens.
+            The shape of tokens; with ``chained`` a `PendingSum`.
         """
-        clip = tokens if tokens.ndim == 4 else tokens[:, None]
-        hidden = temporal_conv(self.down(self.norm(clip)), self.conv_weight, self.conv_bias, frame_mask)
-        return tokens + self.up(hidden).reshape(tokens.shape)
+        normed, residual = add_norm(tokens, self.norm)
+        if normed.ndim == 3:
+            clips = frame_mask is not None and isinstance(tokens, PendingSum)
+            normed = normed.unflatten(0, frame_mask.shape) if clips and frame_mask is not None else normed[:, None]
+        hidden = temporal_conv(self.down(normed), self.conv_weight, self.conv_bias, frame_mask)
+        out = PendingSum(residual, self.up(hidden).reshape(residual.shape))
+        return out if chained else out.tokens()
+
+    def extra_repr(self) -> str:
+        width, kernel_size = self.conv_weight.shape
+        return f"bottleneck={width}, kernel_size={kernel_size}"

@@ -16,6 +16,7 @@ from motarfuse.ops.backends import (
     use_backend,
 )
 from motarfuse.ops.batch_hard_triplet import batch_hard_triplet
+from motarfuse.ops.bias_gelu import bias_gelu
 from motarfuse.ops.gated_fusion import gated_fusion
 from motarfuse.ops.linear_cross_entropy import linear_cross_entropy
 from motarfuse.ops.motion_attention import motion_attention, motion_attention_packed
@@ -38,6 +39,7 @@ __all__ = [
     "UnknownBackendError",
     "add_layer_norm",
     "batch_hard_triplet",
+    "bias_gelu",
     "cell_centers",
     "explain",
     "gated_fusion",

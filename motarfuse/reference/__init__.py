@@ -6,6 +6,7 @@ validates.
 
 from motarfuse.reference.add_layer_norm import add_layer_norm
 from motarfuse.reference.batch_hard_triplet import batch_hard_triplet
+from motarfuse.reference.bias_gelu import bias_gelu
 from motarfuse.reference.gated_fusion import gated_fusion
 from motarfuse.reference.linear_cross_entropy import linear_cross_entropy
 from motarfuse.reference.motion_attention import motion_attention
@@ -17,6 +18,7 @@ from motarfuse.reference.temporal_conv import temporal_conv
 __all__ = [
     "add_layer_norm",
     "batch_hard_triplet",
+    "bias_gelu",
     "cell_centers",
     "gated_fusion",
     "inverse_2x2",

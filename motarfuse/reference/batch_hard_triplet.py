@@ -25,16 +25,24 @@ def batch_hard_triplet(
     Returns:
         A scalar of the dtype computed in; 0 without any such anchor.
     """
+    return counted(features, labels, margin=margin, metric=metric)[0]
+
+
+def counted(
+    features: torch.Tensor, labels: torch.Tensor, *, margin: float | None = None, metric: str = "euclidean"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss, and how many anchors lack a positive or a negative, an int64 scalar."""
     with without_autocast(features.device):
         features = features.to(compute_dtype(features))
         if features.shape[0] == 0:
-            return features.sum()
+            return features.sum(), labels.new_zeros((), dtype=torch.int64)
         if metric == "cosine":
             features = F.normalize(features, dim=1)
         positive, negative, valid = hardest(features.detach(), labels, metric)
         gap = _distance(features, features[positive], metric) - _distance(features, features[negative], metric)
         terms = F.softplus(gap) if margin is None else F.relu(gap + margin)
-        return torch.where(valid, terms, 0.0).sum() / valid.sum().clamp(min=1)
+        count = valid.sum()
+        return torch.where(valid, terms, 0.0).sum() / count.clamp(min=1), len(labels) - count
 
 
 def hardest(
@@ -42,14 +50,17 @@ def hardest(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Indices (B,) of each anchor's farthest positive and nearest negative, and which anchors have both.
 
-    Cosine takes features of length 1 or 0.
+    Cosine takes normalised features, whose length is 1, or less where it was below 1e-12.
     """
     # Differences, not a product of matrices, whose rounding depends on the place and breaks the ties of duplicates.
     distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
     if metric == "cosine":
-        # 1 - cos = |a - b|^2 / 2 between unit vectors; zero vectors have cosine 0 with all.
-        zero = ~features.any(1)
-        distance = (0.5 * distance.square()).masked_fill(zero[:, None] | zero[None, :], 1.0)
+        # 1 - ab = (|a - b|^2 + 1 - |a|^2 + 1 - |b|^2) / 2, where a unit vector's 1 - |a|^2 would be rounding alone.
+        lacking = 1 - features.square().sum(1)
+        lacking = torch.where(lacking > 1e-3, lacking, 0.0)
+        distance = 0.5 * (distance.square() + (lacking[:, None] + lacking[None, :]))
+        zero = ~features.any(1)  # cosine 0 with all, exactly
+        distance = distance.masked_fill(zero[:, None] | zero[None, :], 1.0)
     same = labels[:, None] == labels[None, :]
     is_positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positive = distance.masked_fill(~is_positive, -torch.inf).argmax(1)

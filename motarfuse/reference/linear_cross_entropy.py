@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from motarfuse.reference.precision import compute_dtype, without_autocast
 
@@ -30,7 +31,8 @@ def linear_cross_entropy(
     compute = compute_dtype(features, weight)
     with without_autocast(features.device):
         logits = features.to(compute) @ weight.to(compute).T
-        counted = labels != ignore_index
-        target = logits.gather(1, labels.long().masked_fill(~counted, 0)[:, None])[:, 0]
-        terms = logits.logsumexp(dim=1) - (1 - label_smoothing) * target - label_smoothing * logits.mean(dim=1)
-        return torch.where(counted, terms, 0.0).sum() / counted.sum().clamp(min=1)
+        labels = labels.long()  # before the comparison: in eight bits 156 is -100
+        total = F.cross_entropy(
+            logits, labels, ignore_index=ignore_index, reduction="sum", label_smoothing=label_smoothing
+        )
+        return total / (labels != ignore_index).sum().clamp(min=1)

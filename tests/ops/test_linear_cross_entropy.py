@@ -34,6 +34,19 @@ def test_it_is_cross_entropy_on_full_logits(smoothing: float, ignore_index: int)
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_it_is_the_formula_row_by_row(smoothing: float) -> None:
+    features, weight = case()
+    terms = []
+    for feature, label in zip(features, LABELS.tolist(), strict=True):
+        logits = weight @ feature
+        if label != -100:
+            log_sum = logits.exp().sum().log()
+            terms.append(log_sum - (1 - smoothing) * logits[label] - smoothing * logits.sum() / 7)
+    got = ops.linear_cross_entropy(features, weight, LABELS, label_smoothing=smoothing)
+    torch.testing.assert_close(got, sum(terms, torch.zeros(()).double()) / 4, rtol=1e-12, atol=1e-12)
+
+
 def test_gradients() -> None:
     check_gradients(
         lambda features, weight: ops.linear_cross_entropy(features, weight, LABELS, label_smoothing=0.1), *case()

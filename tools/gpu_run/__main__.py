@@ -86,9 +86,11 @@ def _sanitizer_stages(chosen: Mapping[str, Operator], python: str) -> list[Stage
     program = shutil.which("compute-sanitizer") or str(CUDA_PROGRAMS / "compute-sanitizer")
     skip = "" if Path(program).exists() else "compute-sanitizer is not installed"
     option = "--kernel-name" if skip else _kernel_option(program)
+    checked = {name: one for name, one in chosen.items() if one.sanitize is not None}
     stages = []
     for tool in SANITIZERS:
-        for name, one in chosen.items():
+        for name, one in checked.items():
+            assert one.sanitize is not None
             kernels = (word for part in one.kernels for word in (option, f"kns={part}"))
             command = (
                 *(program, "--tool", tool, "--error-exitcode", str(SANITIZER_ERROR)),
@@ -96,7 +98,7 @@ def _sanitizer_stages(chosen: Mapping[str, Operator], python: str) -> list[Stage
             )
             # In the large blocks of torch's allocator, an access beyond a tensor would still be a valid one.
             environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            weight = WEIGHTS["sanitizer"] / len(SANITIZERS) / len(chosen)
+            weight = WEIGHTS["sanitizer"] / len(SANITIZERS) / len(checked)
             stages.append(Stage(f"{tool} {name}", command, weight, environment=environment, skip=skip))
     return stages
 

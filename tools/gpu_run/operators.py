@@ -12,7 +12,8 @@ class Operator:
     Attributes:
         tests: Patterns of the files with its GPU tests.
         bench: Its benchmark; ``--csv FILE`` is added.
-        sanitize: A selection that ends in seconds without a sanitizer: every kernel at small and odd sizes.
+        sanitize: A selection that ends in seconds without a sanitizer: every kernel at small and odd sizes. None for
+            what is made of others' kernels.
         kernels: Parts of the names of its kernels, one for each at least; the sanitizers look at no others.
         tune: Searches launch parameters, under --tune only; ``--csv FILE`` is added. None where nothing is to be tuned.
         weight: Of its benchmark's time, relative to other operators'.
@@ -20,8 +21,8 @@ class Operator:
 
     tests: tuple[str, ...]
     bench: tuple[str, ...]
-    sanitize: tuple[str, ...]
-    kernels: tuple[str, ...]
+    sanitize: tuple[str, ...] | None
+    kernels: tuple[str, ...] = ()
     tune: tuple[str, ...] | None = None
     weight: float = 1.0
 
@@ -64,5 +65,69 @@ OPERATORS = {
         ),
         kernels=("part_pool",),
         weight=1.5,
+    ),
+    "add_layer_norm": Operator(
+        tests=("tests/ops/test_add_layer_norm*.py",),
+        bench=("-m", "benchmarks.bench_add_layer_norm", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_add_layer_norm_triton.py"),
+            *("-k", "outputs_and_gradients or many_rows"),
+        ),
+        kernels=("add_layer_norm", "row_norm"),
+    ),
+    "gated_fusion": Operator(
+        tests=("tests/ops/test_gated_fusion*.py",),
+        bench=("-m", "benchmarks.bench_gated_fusion", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_gated_fusion_triton.py"),
+            *("-k", "outputs_and_gradients or many_rows"),
+        ),
+        kernels=("gated_fusion", "row_norm"),
+    ),
+    "bias_gelu": Operator(
+        tests=("tests/ops/test_bias_gelu*.py",),
+        bench=("-m", "benchmarks.bench_bias_gelu", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_bias_gelu_triton.py"),
+            *("-k", "result_and or views"),
+        ),
+        kernels=("bias_gelu", "row_norm_sum"),
+    ),
+    "temporal_conv": Operator(
+        tests=("tests/ops/test_temporal_conv*.py",),
+        bench=("-m", "benchmarks.bench_temporal_conv", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_temporal_conv_triton.py"),
+            *("-k", "any_number_of or result_and or views"),
+        ),
+        kernels=("temporal_conv",),
+    ),
+    "linear_cross_entropy": Operator(
+        tests=("tests/ops/test_linear_cross_entropy*.py",),
+        bench=("-m", "benchmarks.bench_linear_cross_entropy", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_linear_cross_entropy_triton.py"),
+            *("-k", "many_tiles or (keep_the_rule and 65-129-33)"),
+        ),
+        kernels=("linear_cross_entropy",),
+    ),
+    "batch_hard_triplet": Operator(
+        tests=("tests/ops/test_batch_hard_triplet*.py",),
+        bench=("-m", "benchmarks.bench_batch_hard_triplet", "--device", "cuda", "--dtypes", "float32,bfloat16"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_batch_hard_triplet_triton.py"),
+            *("-k", "tiles_of_large or tiny or without_a_pair"),
+        ),
+        kernels=("batch_hard_triplet",),
+    ),
+    "block": Operator(
+        tests=("tests/test_nn_block.py",),
+        bench=("-m", "benchmarks.bench_block", "--device", "cuda"),
+        sanitize=None,
+    ),
+    "accelerate": Operator(
+        tests=("tests/test_accelerate.py",),
+        bench=("-m", "benchmarks.bench_accelerate", "--device", "cuda"),
+        sanitize=None,
     ),
 }

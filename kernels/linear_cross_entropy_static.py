@@ -1,0 +1,97 @@
+"""The specialisations of linear_cross_entropy's kernels that are compiled without a GPU (`tools.kernel_report`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from motarfuse.kernels import linear_cross_entropy as launchers
+from motarfuse.kernels._launch import Launch
+from motarfuse.kernels._static import StaticCase
+from motarfuse.kernels.linear_cross_entropy_kernels import (
+    linear_cross_entropy_bwd_kernel,
+    linear_cross_entropy_combine_kernel,
+    linear_cross_entropy_fwd_kernel,
+    linear_cross_entropy_reduce_kernel,
+)
+
+# Rows, columns, classes: a batch with Market-1501's identities, and with many classes.
+SHAPES = ((64, 768, 751), (256, 768, 100_000))
+# Rows that are not aligned.
+ODD_SHAPE = (256, 771, 10_000)
+TYPES = (
+    *((torch.bfloat16, shape) for shape in (*SHAPES, ODD_SHAPE)),
+    *((dtype, (256, 768, 10_000)) for dtype in (torch.float16, torch.float32)),
+)  # fmt: skip
+SMALL_KERNELS = (linear_cross_entropy_combine_kernel, linear_cross_entropy_reduce_kernel)
+
+
+def static_cases() -> list[StaticCase]:
+    """Forward and backward with both gradients, with smoothing."""
+    return [
+        case
+        for architecture in (80, 90, 100)
+        for dtype, shape in TYPES
+        for case in cases_of(dtype, shape, architecture)
+    ]
+
+
+def cases_of(dtype: torch.dtype, shape: tuple[int, int, int], architecture: int) -> Iterator[StaticCase]:
+    """The kernels of contiguous tensors."""
+    rows, width, classes = shape
+
+    def empty(*sizes: int, of: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.empty(sizes, dtype=of, device="meta")
+
+    features, weight = empty(rows, width, of=dtype), empty(classes, width, of=dtype)
+    p = launchers.Problem(features, weight, empty(rows, of=torch.int64), 0.1, architecture)
+    loss, count, statistics = empty(), empty(), empty(2, rows)
+    launches = {
+        "forward": launchers.forward_launches(p, empty(4, 1, rows), loss, count, statistics, -100),
+        "features": launchers.backward_launches(p, loss, count, statistics, features, False),
+        "weight": launchers.backward_launches(p, loss, count, statistics, weight, True),
+    }
+    name = f"{str(dtype).removeprefix('torch.')} {rows}x{width} C{classes}"
+    for part, launched in launches.items():
+        for launch in launched:
+            # Sums over ranges are the same kernel for features and weight, and for all shapes of an architecture.
+            if launch.kernel in SMALL_KERNELS and (shape != SHAPES[0] or part == "weight"):
+                continue
+            yield _case(part, launch, name, p, architecture)
+
+
+def _case(part: str, launch: Launch, name: str, p: launchers.Problem, architecture: int) -> StaticCase:
+    kind = launch.kernel.__name__.removeprefix("linear_cross_entropy_").removesuffix("_kernel")
+    expects: set[str] = {"no_spills"} if launch.kernel in SMALL_KERNELS or p.half else set()
+    twin = None
+    if launch.kernel not in SMALL_KERNELS:
+        expects |= {"matrix"}
+        expects |= {"wgmma"} if p.half and architecture == 90 else set()
+        if p.dtype == torch.float32:
+            expects, twin = expects | {"tf32x3"}, {"PRECISION": "tf32"}
+    return StaticCase.of_call(
+        f"linear_cross_entropy {part} {kind} {name}",
+        launch.kernel,
+        architecture,
+        {**launch.arguments, **launch.constants},
+        **launch.options,
+        expects=frozenset(expects),
+        trips=_trips(launch, p),
+        programs=math.prod(launch.grid),
+        shape=name,
+        twin=twin,
+    )
+
+
+def _trips(launch: Launch, p: launchers.Problem) -> tuple[int, ...]:
+    arguments, constants = launch.arguments, launch.constants
+    if launch.kernel is linear_cross_entropy_reduce_kernel:
+        return (arguments["num_splits"],)
+    if launch.kernel is linear_cross_entropy_combine_kernel:
+        return (-(-p.rows // constants["BLOCK_B"]),)
+    depth = -(-p.width // constants["BLOCK_D"])
+    if launch.kernel is linear_cross_entropy_bwd_kernel:
+        return arguments["tiles_each"], depth, arguments["blocks_each"]
+    assert launch.kernel is linear_cross_entropy_fwd_kernel
+    return arguments["tiles_each"], depth

@@ -1,0 +1,156 @@
+"""Whether a new forward computes what a module's own does, asked of a stand-in with random parameters.
+
+A structure says what a module is likely to compute, not what its forward does with it. So both forwards run on a few
+random tokens, in float64 on the CPU, in evaluation and in training mode, and outputs and gradients must agree: a
+subclass that adds a bias, norms after the addition or keeps its attention weights is found out whatever it is called.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from motarfuse.ops import use_backend
+
+# Code that computes a softmax or a norm in float32 errs by 1e-6; another formula is wrong in the first digits.
+_TOLERANCE = 1e-4
+_SHAPE = (2, 5)
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+_CONTAINERS = (dict, list, tuple, set)
+# What code that was not written for such a call may raise.
+_ERRORS = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError, NotImplementedError)
+
+
+def stand_in(module: nn.Module) -> nn.Module:
+    """A copy with parameters and buffers of random float64 numbers on the CPU, without hooks; shares all else."""
+    generator = torch.Generator().manual_seed(0)
+    memo: dict[int, Any] = {}
+    for each in module.modules():
+        for name in _HOOKS:
+            memo[id(getattr(each, name))] = OrderedDict()
+        for value in vars(each).values():
+            if not isinstance(value, (*_CONTAINERS, Tensor, nn.Module)):
+                memo[id(value)] = value  # configurations and functions
+    for parameter in module.parameters():
+        memo[id(parameter)] = nn.Parameter(_numbers(parameter.shape, generator))
+    for buffer in module.buffers():
+        if buffer.is_floating_point():
+            memo[id(buffer)] = _numbers(buffer.shape, generator)
+    return copy.deepcopy(module, memo)
+
+
+def returned(module: nn.Module, width: int) -> int | str:
+    """What `Plan.returns` is for a stand-in; a sentence where it is not known how to replace its forward."""
+    try:
+        before = set(vars(module))
+        with torch.no_grad():
+            out = _call(module.eval(), _tokens(width))
+    except _ERRORS as error:
+        return f"its forward raises on plain tokens: {_first_line(error)}"
+    if added := set(vars(module)) - before:
+        return f"its forward keeps {', '.join(sorted(added))}"
+    if isinstance(out, Tensor):
+        return 0
+    if isinstance(out, tuple) and out and isinstance(out[0], Tensor):
+        if any(other is not None for other in out[1:]):
+            return "it returns more than tokens, such as attention weights (Hugging Face: attn_implementation='sdpa')"
+        return len(out)
+    return f"its forward returns {type(out).__name__}"
+
+
+def disagreement(module: nn.Module, swapped: type[nn.Module], width: int) -> str:
+    """Why another class must not be that of a stand-in; empty where outputs and gradients are the same."""
+    original = type(module)
+    for training in (False, True):
+        module.train(training)
+        try:
+            expected = _outputs_and_gradients(module, width)
+            module.__class__ = swapped
+            with use_backend("reference"):  # whatever the device, the operators serve
+                found = _outputs_and_gradients(module, width)
+        except _ERRORS as error:
+            return f"it cannot be compared with its replacement: {_first_line(error)}"
+        finally:
+            module.__class__ = original
+        if not _same(expected[:1], found[:1]) or not _same(expected[1:], found[1:]):
+            return f"its forward computes something else{' in training' if training else ''}"
+    return ""
+
+
+def first_parameter(module: nn.Module) -> str:
+    """The name of the forward's first parameter."""
+    return next(iter(inspect.signature(module.forward).parameters), "")
+
+
+def _call(module: nn.Module, tokens: Tensor) -> Any:
+    if isinstance(module, nn.MultiheadAttention):
+        return module(tokens, tokens, tokens, need_weights=False)
+    parameters = list(inspect.signature(module.forward).parameters.values())[1:]
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return module(tokens, *(None for one in positional if one.default is one.empty))
+
+
+def _outputs_and_gradients(module: nn.Module, width: int) -> list[Tensor | None]:
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        torch.default_generator.manual_seed(1)
+        tokens = _tokens(width).requires_grad_()
+        out = _call(module, tokens)
+        out = out if isinstance(out, Tensor) else out[0]
+        weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+        leaves = [tokens, *module.parameters()]
+        return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)]
+
+
+def _same(expected: list[Tensor | None], found: list[Tensor | None]) -> bool:
+    """Beside the largest number of all: a gradient may be zero but for rounding, as that of a key's bias."""
+    largest = max((float(tensor.abs().max()) for tensor in expected if tensor is not None), default=0.0)
+    for one, other in zip(expected, found, strict=True):
+        if one is None or other is None:
+            if one is not other:
+                return False
+        elif one.shape != other.shape or not float((one - other).abs().max()) <= _TOLERANCE * largest:
+            return False
+    return True
+
+
+def activation_of(activate: Callable[[Tensor], Tensor]) -> str:
+    """What ``bias_gelu`` calls an activation, by its values; empty for any other."""
+    points = torch.linspace(-6, 6, 97, dtype=torch.float64)
+    functional = nn.functional
+    known: dict[str, Tensor] = {
+        "gelu": functional.gelu(points),
+        "gelu_tanh": functional.gelu(points, approximate="tanh"),
+        "quick_gelu": points * torch.sigmoid(1.702 * points),
+    }
+    try:
+        with torch.no_grad():
+            found = activate(points.clone())
+    except _ERRORS:
+        return ""
+    if not isinstance(found, Tensor) or found.shape != points.shape:
+        return ""
+    # erf and tanh differ by 5e-4; code in float32 errs by 1e-6.
+    return next((name for name, values in known.items() if bool((values - found).abs().max() < 1e-5)), "")
+
+
+def _tokens(width: int) -> Tensor:
+    return torch.randn(*_SHAPE, width, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+
+def _numbers(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    numbers = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    return numbers / shape[-1] ** 0.5 if len(shape) > 1 else 0.5 + 0.3 * numbers
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:160]

@@ -1,0 +1,717 @@
+"""An accelerated vision transformer computes what it did, holds what it held, and says what was left alone."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import motarfuse
+from motarfuse.nn.acceleration import forwards
+from tests.tolerance import assert_close
+from tests.vit_copies import MODELS, build, hugging_face, timm_like, torch_like
+
+OPERATORS = ("motion_attention", "motion_attention_packed", "add_layer_norm", "bias_gelu")
+DEPTH = 2
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often each operator was called by the new forwards."""
+    counts = dict.fromkeys(OPERATORS, 0)
+
+    def counted(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return operator(*args, **kwargs)
+
+        return call
+
+    for name in OPERATORS:
+        monkeypatch.setattr(forwards, name, counted(name, getattr(forwards, name)))
+    return counts
+
+
+@pytest.fixture
+def operators_on_a_cpu() -> Iterator[None]:
+    """A preferred backend: the operators serve wherever the tensors are."""
+    with motarfuse.use_backend("reference"):
+        yield
+
+
+def model_of(name: str, **options: Any) -> nn.Module:
+    torch.manual_seed(0)
+    model = build(name, **options)
+    with torch.no_grad():  # away from initialisations that hide a term: zero biases, a layer scale of 1e-5
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def images(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def results(model: Any, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """Output and all gradients of a call, the dropout's numbers being a function of the seed."""
+    torch.manual_seed(7)
+    given = images(dtype).requires_grad_()
+    out = model(given)
+    weights = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
+    leaves = {"images": given, **dict(model.named_parameters())}
+    gradients = torch.autograd.grad((out * weights).sum(), list(leaves.values()))
+    return {"output": out.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+def check_same(model: nn.Module, calls: dict[str, int] | None = None) -> motarfuse.AccelerateReport:
+    """Output and every gradient against float64, beside the model's own in float32; ``calls`` has those of one call."""
+    expected = results(copy.deepcopy(model).double(), torch.float64)
+    eager = results(model)
+    report = motarfuse.accelerate(model)
+    if calls is not None:
+        calls.update(dict.fromkeys(OPERATORS, 0))  # without those of the comparison
+    for name, found in results(model).items():
+        assert_close(name, found, eager[name], expected[name], scale=scale_of(name, expected))
+    return report
+
+
+def scale_of(name: str, expected: dict[str, Tensor]) -> float:
+    """What rounding is measured against: the largest number of the output, or of all gradients, which come from one
+    another by sums that cancel."""
+    alike = [value for key, value in expected.items() if (key == "output") == (name == "output")]
+    return max(value.abs().max().item() for value in alike)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_outputs_and_gradients_are_the_models(name: str, training: bool, calls: dict[str, int]) -> None:
+    report = check_same(model_of(name).train(training), calls)
+    assert report.left == []
+    assert len(report.replaced) == 3 * DEPTH
+    attention = "motion_attention" if name.startswith("hf") else "motion_attention_packed"
+    assert calls == dict.fromkeys(OPERATORS, 0) | {attention: DEPTH, "add_layer_norm": DEPTH, "bias_gelu": DEPTH}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("timm", {"drop_path_rate": 0.4, "init_values": 0.5}),
+        ("timm", {"init_values": 0.5, "proj_drop": 0.3}),
+        ("timm", {"fused": False, "act_layer": torch_like.QuickGELU}),
+        ("transreid", {"drop_path_rate": 0.4}),
+        ("open_clip", {"ls_init_value": 0.5}),
+        ("hf_clip", {"implementation": "eager"}),
+        ("hf_dinov2", {"drop_path_rate": 0.4}),
+    ],
+)
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_dropout_stochastic_depth_and_layer_scale_are_honoured(
+    name: str, options: dict[str, Any], calls: dict[str, int]
+) -> None:
+    for training in (True, False):
+        model = model_of(name, **options).train(training)
+        torch.manual_seed(7)
+        own = model(images())
+        assert len(check_same(model, calls).replaced) == 3 * DEPTH
+        assert calls["add_layer_norm"] == calls["bias_gelu"] == DEPTH
+        if training and (options.keys() & {"drop_path_rate", "dropout", "proj_drop"}):
+            assert not torch.allclose(model.eval()(images()), own)  # the dropout did drop
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_torchvisions_dropout_is_honoured() -> None:
+    # Which elements of a tensor are dropped depends on its strides, and torch's attention returns transposed tokens.
+    model = model_of("torchvision", dropout=0.3).train()
+    expected = results(copy.deepcopy(model).double(), torch.float64)
+    eager = results(model)
+    assert len(motarfuse.accelerate(model, attention=False).replaced) == 2 * DEPTH
+    for key, value in results(model).items():
+        assert_close(key, value, eager[key], expected[key], scale=scale_of(key, expected))
+    motarfuse.accelerate(model)
+    torch.manual_seed(0)
+    block: Any = model.get_submodule("encoder.layers.encoder_layer_0")
+    dropped = []
+    block.dropout.register_forward_hook(lambda _, given, out: dropped.append((out == 0).float().mean().item()))
+    for _ in range(20):
+        model(images())
+    assert sum(dropped) / 20 == pytest.approx(0.3, abs=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["timm", "openai_clip", "hf_dinov2"])
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_half_models_stay_half(name: str, dtype: torch.dtype) -> None:
+    model = model_of(name).to(dtype).eval()
+    for module in model.modules():
+        if isinstance(module, torch_like.LayerNorm):
+            module.float()  # as CLIP keeps them
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(images(dtype).double())
+        eager = model(images(dtype))
+        motarfuse.accelerate(model)
+        assert_close("output", model(images(dtype)), eager, expected)
+
+
+@pytest.mark.parametrize("name", ["timm", "torchvision", "open_clip", "hf_clip"])
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_autocast_gives_what_it_gave(name: str) -> None:
+    options = {"init_values": 0.5} if name == "timm" else {}
+    model = model_of(name, **options)
+    expected = results(copy.deepcopy(model).double(), torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        eager = results(model)
+        motarfuse.accelerate(model)
+        found = results(model)
+    for key, value in found.items():
+        scale = scale_of(key, expected)
+        assert_close(key, value, eager[key], expected[key], dtype=torch.bfloat16, scale=scale)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_model_holds_is_what_it_held(name: str) -> None:
+    model = model_of(name)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    parameters = dict(model.named_parameters())
+    attributes = {key: set(vars(module)) for key, module in model.named_modules()}
+    kinds = {key: type(module) for key, module in model.named_modules()}
+    motarfuse.accelerate(model)
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(parameter is parameters[key] for key, parameter in model.named_parameters())
+    assert list(parameters) == [key for key, _ in model.named_parameters()]
+    assert {key: set(vars(module)) for key, module in model.named_modules()} == attributes
+    assert all(isinstance(module, kinds[key]) for key, module in model.named_modules())
+    assert any(type(module) is not kinds[key] for key, module in model.named_modules())
+    doubled = {key: 2 * value for key, value in state.items()}
+    assert str(model.load_state_dict(doubled)) == "<All keys matched successfully>"
+    assert all(torch.equal(parameters[key], 2 * state[key]) for key in parameters)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_restore_gives_every_module_its_class_back(name: str) -> None:
+    model = model_of(name)
+    kinds = {key: type(module) for key, module in model.named_modules()}
+    own = model(images())
+    report = motarfuse.accelerate(model)
+    assert motarfuse.restore(model) == [one.name for one in report.replaced]
+    assert {key: type(module) for key, module in model.named_modules()} == kinds
+    assert torch.equal(model(images()), own)
+    assert motarfuse.restore(model) == []
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_an_optimizer_made_before_goes_on_training_the_model() -> None:
+    losses: dict[bool, list[float]] = {}
+    for accelerated in (False, True):
+        model = model_of("timm", drop_path_rate=0.2, init_values=0.1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        if accelerated:
+            motarfuse.accelerate(model)
+        torch.manual_seed(3)
+        losses[accelerated] = []
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss = model(images())[:, 0].square().mean()
+            loss.backward()
+            optimizer.step()
+            losses[accelerated].append(loss.item())
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4)
+    assert losses[True][-1] < 0.9 * losses[True][0]
+
+
+def copied(model: nn.Module) -> nn.Module:
+    return copy.deepcopy(model)
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("way", [copied, pickled, saved])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_copies_are_accelerated_by_themselves(
+    name: str, way: Callable[[nn.Module], nn.Module], calls: dict[str, int]
+) -> None:
+    model = model_of(name).eval()
+    motarfuse.accelerate(model)
+    calls.update(dict.fromkeys(OPERATORS, 0))
+    other = way(model)
+    out = model(images())
+    count = dict(calls)
+    assert torch.equal(other(images()), out)
+    assert calls == {key: 2 * value for key, value in count.items()}
+    with torch.no_grad():
+        next(other.parameters()).zero_()
+    assert torch.equal(model(images()), out)
+    motarfuse.restore(model)
+    calls.update(dict.fromkeys(OPERATORS, 0))
+    other(images())
+    assert calls == count
+    motarfuse.restore(other)
+    assert {type(module) for module in other.modules()} == {type(module) for module in model.modules()}
+
+
+@pytest.mark.parametrize(
+    ("name", "preferred"),
+    [
+        ("timm", "reference"),
+        ("torchvision", "reference"),
+        ("openai_clip", "reference"),
+        ("hf_clip", "reference"),
+        ("hf_dinov2", "reference"),
+        ("timm", "auto"),
+        ("transreid", "auto"),
+        ("hf_vit", "auto"),
+    ],
+)
+def test_the_whole_model_compiles_into_one_graph(name: str, preferred: str) -> None:
+    model = model_of(name).eval()
+    motarfuse.accelerate(model)
+    with motarfuse.use_backend(preferred):
+        own = results(model)
+        torch.compiler.reset()
+        compiled = results(torch.compile(model, fullgraph=True, backend="aot_eager"))
+    expected = results(copy.deepcopy(model).double(), torch.float64)
+    for key, value in compiled.items():
+        name = key.removeprefix("_orig_mod.")
+        assert_close(name, value, own[name], expected[name], scale=scale_of(name, expected))
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_compiled_training_drops_paths_in_one_graph() -> None:
+    model = model_of("timm", drop_path_rate=0.4, init_values=0.5)
+    motarfuse.accelerate(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(5)
+    expected = model(images())
+    torch.manual_seed(5)
+    torch.testing.assert_close(compiled(images()), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_calls_with_masks_run_the_modules_own_forward(calls: dict[str, int]) -> None:
+    tokens = torch.randn(2, 17, 24)
+    mask = torch.zeros(17, 17).masked_fill(torch.ones(17, 17).triu(1).bool(), -torch.inf)
+    heads = torch.tensor([1.0, 0.0, 1.0])[:, None, None]
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("timm", {"attn_mask": mask}),
+        ("open_clip", {"attn_mask": mask}),
+        ("hf_clip", {"attention_mask": mask, "causal_attention_mask": None}),
+        ("hf_vit", {"head_mask": heads}),
+        ("hf_vit", {"output_attentions": True}),
+        ("hf_clip", {"attention_mask": None, "causal_attention_mask": None, "output_attentions": True}),
+    ]
+    for name, arguments in asked:
+        model: Any = model_of(name).eval()
+        block = next(
+            each for each in model.modules() if type(each).__name__.endswith(("Block", "Layer", "EncoderLayer"))
+        )
+        expected = block(tokens, **arguments)
+        motarfuse.accelerate(model)
+        calls.update(dict.fromkeys(OPERATORS, 0))
+        found = block(tokens, **arguments)
+        assert calls["motion_attention"] == calls["motion_attention_packed"] == calls["add_layer_norm"] == 0, name
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_a_blocks_own_mask_reaches_its_attention(calls: dict[str, int]) -> None:
+    mask = torch.zeros(17, 17).masked_fill(torch.ones(17, 17).triu(1).bool(), -torch.inf)
+    check_same(model_of("openai_clip", attn_mask=mask).eval(), calls)
+    assert calls["motion_attention_packed"] == 0
+    assert calls["bias_gelu"] == DEPTH
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_torchs_attention_of_anything_but_one_sequence_is_its_own(batch_first: bool, calls: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    attention = nn.MultiheadAttention(24, 3, batch_first=batch_first)
+    x, y = torch.randn(2, 7, 24), torch.randn(2, 7, 24)
+    hidden = torch.zeros((2, 7) if batch_first else (7, 2), dtype=torch.bool)
+    hidden[0, 0] = True
+    asked: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = [
+        ((x, y, y), {"need_weights": False}),
+        ((x, x, y), {"need_weights": False}),
+        ((x, x, x), {}),
+        ((x, x, x), {"average_attn_weights": False}),
+        ((x, x, x), {"need_weights": False, "key_padding_mask": hidden}),
+        ((x[0], x[0], x[0]), {"need_weights": False}),
+    ]
+    expected = [attention(*args, **kwargs) for args, kwargs in asked]
+    assert len(motarfuse.accelerate(attention).replaced) == 1
+    calls.update(dict.fromkeys(OPERATORS, 0))
+    for (args, kwargs), (out, weights) in zip(asked, expected, strict=True):
+        found, found_weights = attention(*args, **kwargs)
+        assert torch.equal(found, out)
+        assert (found_weights is None) == (weights is None)
+    assert calls["motion_attention_packed"] == 0
+    attention(x, x, x, need_weights=False)
+    assert calls["motion_attention_packed"] == 1
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("timm", {"attn_drop": 0.3}),
+        ("transreid", {"attn_drop": 0.3}),
+        ("torchvision", {"attention_dropout": 0.3}),
+        ("hf_clip", {"attention_dropout": 0.3}),
+        ("hf_vit", {"attention_dropout": 0.3}),
+    ],
+)
+def test_dropped_weights_are_the_modules_own_while_training(
+    name: str, options: dict[str, Any], calls: dict[str, int]
+) -> None:
+    report = check_same(model_of(name, **options).train(), calls)
+    assert calls["motion_attention"] == calls["motion_attention_packed"] == 0
+    assert calls["bias_gelu"] == DEPTH
+    assert sum("dropout of 0.3" in one.note for one in report.replaced) == DEPTH
+    check_same(model_of(name, **options).eval(), calls)
+    assert calls["motion_attention"] + calls["motion_attention_packed"] == DEPTH
+
+
+class PostNormBlock(timm_like.Block):
+    """The same children, normalised after the branch."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        x = x + self.norm1(self.attn(x))
+        return x + self.norm2(self.mlp(x))
+
+
+class BiasedAttention(timm_like.Attention):
+    """With a bias of relative positions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.relative_position_bias_table = nn.Parameter(torch.randn(3, 17, 17))
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, self.relative_position_bias_table)
+
+
+class LocalAttention(timm_like.Attention):
+    """The same children; each token sees its neighbours only."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        near = torch.arange(x.shape[1])
+        far = (near[:, None] - near).abs() > 1
+        return super().forward(x, torch.zeros_like(far, dtype=x.dtype).masked_fill(far, -torch.inf))
+
+
+class DetachedAttention(timm_like.Attention):
+    """The same outputs, other gradients."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        return super().forward(x.detach(), attn_mask)
+
+
+class RememberingAttention(timm_like.Attention):
+    """Keeps what others may look at."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        self.last_input = x
+        return super().forward(x, attn_mask)
+
+
+class NoisyMlp(timm_like.Mlp):
+    """Something else in training only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (2 if self.training else 1)
+
+
+class UnlikeDropPath(timm_like.Block):
+    """The first branch is never dropped, as in an early DINOv2 of transformers."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class WeightsToo(timm_like.ReIDAttention):
+    """As DINO's, which returns its weights."""
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x)
+
+
+def without_bias(mlp: timm_like.Mlp) -> timm_like.Mlp:
+    mlp.fc1 = nn.Linear(24, 96, bias=False)
+    return mlp
+
+
+def with_norm(block: Any, norm: nn.Module) -> nn.Module:
+    block.norm2 = norm
+    return block
+
+
+def patched(module: nn.Module) -> nn.Module:
+    forward = module.forward
+    module.forward = lambda x: forward(x) + 1
+    return module
+
+
+def hooked(module: nn.Module, child: str) -> nn.Module:
+    module.get_submodule(child).register_forward_hook(lambda *_: None)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: timm_like.Attention(24, 3, qk_norm=True), "query norm"),
+        (lambda: BiasedAttention(24, 3), "more than plain attention: relative_position_bias_table"),
+        (lambda: LocalAttention(24, 3), "computes something else"),
+        (lambda: DetachedAttention(24, 3), "computes something else"),
+        (lambda: RememberingAttention(24, 3), "keeps last_input"),
+        (lambda: WeightsToo(24, 3), "attention weights"),
+        (lambda: hugging_face.CLIPAttention(hugging_face.Config(implementation="eager_v5")), "attention weights"),
+        (lambda: nn.MultiheadAttention(24, 3, add_bias_kv=True), "add_bias_kv"),
+        (lambda: nn.MultiheadAttention(24, 3, kdim=12, vdim=12), "widths of their own"),
+        (lambda: timm_like.Mlp(24, 96, Swish), "its activation, Swish"),
+        (lambda: timm_like.Mlp(24, 96, nn.PReLU), "its activation, PReLU"),
+        (lambda: NoisyMlp(24, 96), "something else in training"),
+        (lambda: without_bias(timm_like.Mlp(24, 96)), "no bias"),
+        (lambda: PostNormBlock(24, 3), "computes something else"),
+        (lambda: UnlikeDropPath(24, 3, drop=0.5), "something else in training"),
+        (lambda: with_norm(timm_like.Block(24, 3), nn.Identity()), "norm2 is Identity"),
+        (lambda: with_norm(timm_like.Block(24, 3), nn.LayerNorm(24, bias=False)), "no bias"),
+        (lambda: patched(timm_like.Mlp(24, 96)), "replaced on the instance"),
+        (lambda: hooked(timm_like.Mlp(24, 96), "act"), "act has hooks"),
+        (lambda: hooked(timm_like.Attention(24, 3), "attn_drop"), "attn_drop has hooks"),
+        (lambda: hooked(timm_like.Block(24, 3), "norm2"), "norm2 has hooks"),
+    ],
+)
+def test_what_is_not_understood_is_left_alone_with_the_reason(make: Callable[[], nn.Module], why: str) -> None:
+    model = nn.Sequential(nn.Identity(), make())
+    kind = type(model[1])
+    report = motarfuse.accelerate(model)
+    assert type(model[1]) is kind
+    reasons = {one.name: one.why for one in report.left}
+    assert why in reasons["1"]
+    assert reasons["1"] in str(report)
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_a_subclass_that_computes_the_same_is_replaced() -> None:
+    class Renamed(timm_like.Block):
+        def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+            y = x.add(self.attn(self.norm1(x)))
+            return y.add(self.mlp(self.norm2(y)))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 24, 8, 8), nn.Flatten(2), nn.Linear(16, 24), Renamed(24, 3))
+    assert len(check_same(model).replaced) == 3
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+@pytest.mark.parametrize("name", ["transreid", "hf_clip"])
+def test_a_scale_of_its_own_is_the_scores_scale(name: str, calls: dict[str, int]) -> None:
+    model = model_of(name, **({"implementation": "eager"} if name == "hf_clip" else {}))
+    module: Any
+    for module in model.modules():
+        if hasattr(module, "scale"):
+            module.scale = 0.7
+    assert check_same(model, calls).left == []
+    assert calls["motion_attention"] + calls["motion_attention_packed"] == DEPTH
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_hooks_and_modules_that_come_later_are_honoured(calls: dict[str, int]) -> None:
+    model: Any = model_of("timm").eval()
+    motarfuse.accelerate(model)
+    calls.update(dict.fromkeys(OPERATORS, 0))
+    model(images())
+    assert calls["bias_gelu"] == calls["motion_attention_packed"] == calls["add_layer_norm"] == DEPTH
+    seen = []
+
+    def note(module: nn.Module, *_: Any) -> None:
+        seen.append(module)
+
+    block = model.blocks[0]
+    watched = [block, block.attn, block.attn.qkv, block.attn.attn_drop, block.norm2, block.mlp.act, block.mlp.fc2]
+    handles = [each.register_forward_hook(note) for each in watched]
+    calls.update(dict.fromkeys(OPERATORS, 0))
+    model(images())
+    # Fused attention never calls its dropout, accelerated or not.
+    assert {id(each) for each in seen} == {id(each) for each in watched if each is not block.attn.attn_drop}
+    assert calls["bias_gelu"] == calls["motion_attention_packed"] == calls["add_layer_norm"] == DEPTH - 1
+    for handle in handles:
+        handle.remove()
+    model(images())
+    assert calls["bias_gelu"] == 2 * DEPTH - 1
+
+    class Shifted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + 1
+
+    torch.manual_seed(9)
+    block.mlp.fc1 = Shifted(24, 96)
+    block.attn.qkv = Shifted(24, 72)
+    found = model(images())
+    motarfuse.restore(model)
+    torch.testing.assert_close(found, model(images()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("operators_on_a_cpu")
+def test_a_slice_of_an_accelerated_sequential_and_a_longer_one_compute_what_they_hold() -> None:
+    torch.manual_seed(0)
+    mlp = torch_like.clip_mlp(24, nn.GELU)
+    x = torch.randn(2, 5, 24)
+    motarfuse.accelerate(mlp)
+    torch.testing.assert_close(mlp[:2](x), F.gelu(mlp[0](x)))
+    torch.testing.assert_close(mlp[1:](torch.ones(2, 96)), mlp[2](F.gelu(torch.ones(2, 96))))
+    before = mlp(x)
+    mlp.append(nn.ReLU())
+    torch.testing.assert_close(mlp(x), before.relu())
+
+
+@pytest.mark.parametrize("name", ["timm", "transreid", "hf_clip"])
+def test_on_a_cpu_the_own_forward_runs_as_it_is_faster(name: str, calls: dict[str, int]) -> None:
+    model = model_of(name).eval()
+    own = model(images())
+    motarfuse.accelerate(model)
+    calls.update(dict.fromkeys(OPERATORS, 0))
+    with torch.no_grad():
+        assert torch.equal(model(images()), own)
+    assert torch.equal(model(images()), own)
+    assert calls == dict.fromkeys(OPERATORS, 0)
+
+
+@pytest.mark.parametrize(
+    ("flag", "kinds"),
+    [("attention", {"Attention"}), ("norms", {"Block"}), ("mlp", {"Mlp"})],
+)
+def test_each_part_can_be_had_alone(flag: str, kinds: set[str]) -> None:
+    model = model_of("timm")
+    flags = {"attention": False, "norms": False, "mlp": False, flag: True}
+    report = motarfuse.accelerate(model, **flags)
+    assert {one.module for one in report.replaced} == kinds
+    assert motarfuse.restore(model) == [one.name for one in report.replaced]
+
+
+def test_asking_changes_nothing_but_classes() -> None:
+    model = model_of("timm", drop_path_rate=0.3).eval()
+    model.blocks[0].train()  # type: ignore[index, union-attr]
+    modes = [module.training for module in model.modules()]
+    state, numbers = torch.random.get_rng_state(), {key: value.clone() for key, value in model.state_dict().items()}
+    motarfuse.accelerate(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, numbers[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_models_without_memory_are_recognised() -> None:
+    with torch.device("meta"):
+        model = timm_like.VisionTransformer()
+        assert len(motarfuse.accelerate(model).replaced) == 3 * DEPTH
+
+
+def test_the_report_reads_as_a_summary() -> None:
+    model: Any = model_of("timm", depth=4, attn_drop=0.1)
+    model.blocks[2].attn.q_norm = nn.LayerNorm(8)
+    text = str(motarfuse.accelerate(model))
+    assert text.splitlines() == [
+        "11 modules replaced",
+        "  blocks.* x 4 (Block): add_layer_norm (norm2)",
+        "  blocks.*.attn x 3 (Attention): motion_attention_packed; its own forward while training, for its dropout of "
+        "0.1",
+        "  blocks.*.mlp x 4 (Mlp): bias_gelu (gelu)",
+        "1 left alone",
+        "  blocks.2.attn (Attention): it has a query norm (q_norm is LayerNorm)",
+    ]
+    again = motarfuse.accelerate(model)
+    assert again.replaced == []
+    assert sum(one.why == "it is accelerated already" for one in again.left) == 11
+    assert str(motarfuse.accelerate(nn.Linear(2, 2))).startswith("nothing replaced")
+
+
+def test_anything_but_a_module_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, got dict"):
+        motarfuse.accelerate({})  # type: ignore[arg-type]
+
+
+def test_this_projects_own_layers_run_operators_by_themselves() -> None:
+    layer = motarfuse.nn.Block(24, 3)
+    report = motarfuse.accelerate(layer)
+    assert report.replaced == []
+    assert {one.why for one in report.left if one.module in ("Block", "Attention")} == {"it runs operators by itself"}
+
+
+def check_library(model: nn.Module, given: Tensor, read: Callable[[Any], Tensor]) -> None:
+    model = model.eval()
+    with torch.no_grad(), motarfuse.use_backend("reference"):
+        expected = read(copy.deepcopy(model).double()(given.double()))
+        eager = read(model(given))
+        report = motarfuse.accelerate(model)
+        assert report.left == [], str(report)
+        assert {one.by.split(" ")[0].removesuffix("_packed") for one in report.replaced} == {
+            "motion_attention", "add_layer_norm", "bias_gelu"
+        }  # fmt: skip
+        assert_close("output", read(model(given)), eager, expected)
+
+
+def test_timm_itself() -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=64, num_classes=0)
+    check_library(model, torch.randn(2, 3, 64, 64), lambda out: out)
+
+
+def test_torchvision_itself() -> None:
+    models = pytest.importorskip("torchvision.models")
+    model = models.VisionTransformer(32, 8, 2, 3, 24, 96)
+    check_library(model, torch.randn(2, 3, 32, 32), lambda out: out)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [("CLIPVisionModel", "CLIPVisionConfig"), ("ViTModel", "ViTConfig"), ("Dinov2Model", "Dinov2Config")],
+)
+def test_transformers_itself(kind: str, config: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8}
+    hidden = {"mlp_ratio": 4} if kind == "Dinov2Model" else {"intermediate_size": 96}
+    model = getattr(transformers, kind)(getattr(transformers, config)(**sizes, **hidden))
+    check_library(model, torch.randn(2, 3, 32, 32), lambda out: out.last_hidden_state)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MODELS)
+def test_on_a_gpu_the_operators_serve(name: str, dtype: torch.dtype, calls: dict[str, int]) -> None:
+    model = model_of(name, dim=96) if not name.startswith("hf") else model_of(name, hidden_size=96)
+    model = model.cuda().to(dtype).eval()
+    given = images(dtype).cuda()
+    with torch.no_grad():
+        expected = copy.deepcopy(model).double()(given.double())
+        eager = model(given)
+        motarfuse.accelerate(model)
+        calls.update(dict.fromkeys(OPERATORS, 0))
+        assert_close("output", model(given), eager, expected)
+    assert calls["motion_attention"] + calls["motion_attention_packed"] == DEPTH
