@@ -18,6 +18,7 @@ from benchmarks import (
     bench_add_layer_norm,
     bench_batch_hard_triplet,
     bench_bias_gelu,
+    bench_block,
     bench_gated_fusion,
     bench_linear_cross_entropy,
     bench_motion_attention,
@@ -51,6 +52,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "case" in metafunc.fixturenames:
         cases = bench_motion_attention.GPU_CASES if gpu else bench_motion_attention.CPU_CASES
         metafunc.parametrize("case", cases, ids=[case.name.replace(" ", "-") for case in cases], scope="module")
+    if "block" in metafunc.fixturenames:
+        blocks = bench_block.GPU_SHAPES if gpu else bench_block.SHAPES
+        metafunc.parametrize("block", blocks, ids=[str(one).replace(" ", "-") for one in blocks], scope="module")
     if "problem" in metafunc.fixturenames:
         problems = [(one, shape) for one in OPERATORS for shape in (one.gpu_shapes if gpu else one.shapes)]
         metafunc.parametrize(
@@ -97,6 +101,23 @@ def test_operator(problem: Problem, mode: str, benchmark: Any, device: torch.dev
     memory = bench.timings("memory fwd" if mode == "fwd" else "memory full")
     extra["extra_memory_mb"] = {name: size.median / 1e6 for name, size in memory.items()}
     time_calls(benchmark, bench.call(bench.native, mode), device, extra, problem[0].name)
+
+
+@lru_cache(maxsize=1)
+def prepared_block(shape: bench_block.BlockShape, device: torch.device) -> bench_block.Bench:
+    """Once for the modes of a shape, in the dtype of the ceiling."""
+    return bench_block.Bench(shape, torch.bfloat16 if device.type == "cuda" else torch.float32, device)
+
+
+@pytest.mark.parametrize("mode", bench_block.MODES)
+def test_block(
+    block: bench_block.BlockShape, mode: str, benchmark: Any, device: torch.device, ceiling: Ceilings
+) -> None:
+    bench = prepared_block(block, device)
+    found = bench.timings(mode, turns=11)
+    name = bench_block.FUSED
+    extra = summary(name, found, bench.ratio(found, name), bench.fraction(mode, found[name], ceiling))
+    time_calls(benchmark, bench.call(name, mode), device, extra, str(block))
 
 
 def test_retrieval(benchmark: Any, device: torch.device) -> None:

@@ -17,7 +17,7 @@ from motarfuse.kernels._launch import TYPES, Launch, device_of
 from motarfuse.kernels._runtime import interpreted, reasons_against_triton
 from motarfuse.kernels.row_norm_kernels import row_norm_sum_kernel
 
-MAX_CHANNELS = 8192
+MAX_CHANNELS = 4096
 # Rows that one lane of a program adds up: with more of them float32 would lose what a tree of sums keeps.
 MAX_CHAIN = 128
 # From so many rows on they are counted in 64 bits.

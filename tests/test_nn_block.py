@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,14 @@ from torch import Tensor, nn
 
 from benchmarks.bench_block import BlockShape, Encoder, plain_block, plain_encoder
 from motarfuse.nn import Block, DropPath, LayerScale, Mlp, PendingSum, VisualAdapter, add_norm, fused_steps
-from motarfuse.ops import use_backend
+from motarfuse.ops import Request, operators, use_backend
+from tests.ops.kernel_cases import count_runs
 from tests.tolerance import assert_close
 
 SMALL = BlockShape("small", 3, 2, 7, 12, 3)
 BACKENDS = ("auto", "reference", "sdpa", "triton")
+# Whether Triton takes tensors of a CPU: it interprets them, unless there is a GPU.
+REQUEST = Request(torch.device("cpu"), {"x": torch.zeros(1, 1), "bias": None}, {"activation": "gelu"})
 
 
 def trained(module: nn.Module, seed: int = 0) -> nn.Module:
@@ -40,16 +44,46 @@ def results(function: Callable[[Tensor], Tensor], module: nn.Module, tokens: Ten
     return {"out": out.detach(), **dict(zip(("tokens", *names), gradients, strict=True))}
 
 
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """Which backend ran for which operator."""
+    return count_runs(monkeypatch)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layer_scale", [None, 0.5])
-def test_encoder_of_base_width_keeps_the_tolerance_rule(backend: str, layer_scale: float | None) -> None:
+def test_encoder_of_base_width_keeps_the_tolerance_rule(
+    backend: str, layer_scale: float | None, served: Counter[tuple[str, str]]
+) -> None:
     """Two blocks 768 wide with 12 heads; what is right is the plain formula in float64."""
     # Triton's interpreter takes a few ms a row; a length that is no power of two meets every mask.
-    shape = BlockShape("base", 2, 1, 3 if backend == "triton" else 33, 768, 12)
+    if backend == "triton" and (reasons := operators()["bias_gelu"].backends["triton"].not_supported_reasons(REQUEST)):
+        pytest.skip("; ".join(reasons))
+    check_encoder(BlockShape("base", 2, 1, 3 if backend == "triton" else 33, 768, 12), layer_scale, backend)
+    steps = {one for operator, one in served if operator in ("add_layer_norm", "bias_gelu")}
+    assert steps == {"auto": set(), "sdpa": {"reference"}}.get(backend, {backend})
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layer_scale", [None, 0.5])
+def test_encoder_of_base_width_keeps_the_tolerance_rule_on_a_gpu(
+    layer_scale: float | None, dtype: torch.dtype, served: Counter[tuple[str, str]]
+) -> None:
+    check_encoder(BlockShape("base", 2, 2, 129, 768, 12), layer_scale, "auto", torch.device("cuda"), dtype)
+    steps = ("add_layer_norm", "bias_gelu", "motion_attention")
+    assert {backend for operator, backend in served if operator in steps} == {"triton"}
+
+
+def check_encoder(
+    shape: BlockShape, layer_scale: float | None, backend: str, device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
+    """The rule for output and gradients, an encoder of blocks against the plain formula."""
     torch.manual_seed(0)
-    encoder = trained(Encoder(shape, layer_scale=layer_scale))
+    encoder = trained(Encoder(shape, layer_scale=layer_scale)).to(device, dtype)
     assert isinstance(encoder, Encoder)
-    tokens = torch.randn(shape.batch, shape.length, shape.dim)
+    tokens = torch.randn(shape.batch, shape.length, shape.dim).to(device, dtype)
     eager = results(lambda x: plain_encoder(encoder, x), encoder, tokens)
     double = copy.deepcopy(encoder).double()
     exact = results(lambda x: plain_encoder(double, x), double, tokens.double())
@@ -218,14 +252,34 @@ def test_other_modules_in_place_of_norms_and_layers_are_called(backend: str) -> 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_hooks_of_norms_and_layers_run(backend: str) -> None:
     torch.manual_seed(0)
-    block, tokens = Block(8, 2), torch.randn(2, 3, 8)
+    block, tokens = Block(8, 2, layer_scale=0.5, drop_path=0.2).eval(), torch.randn(2, 3, 8)
     expected, seen = block(tokens), []
-    for name in ("norm1", "norm2", "mlp.fc1"):
+    names = ["norm1", "ls1", "norm2", "mlp.fc1", "ls2"]
+    for name in names:
         hook = block.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
         with use_backend(backend):
             torch.testing.assert_close(block(tokens), expected)
         hook.remove()
-    assert seen == ["norm1", "norm2", "mlp.fc1"]
+    hook = block.drop_path.register_forward_hook(lambda *_: seen.append("drop"))
+    torch.testing.assert_close(block(tokens), expected)
+    hook.remove()
+    assert seen == [*names, "drop", "drop"]
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_what_stands_in_place_of_scale_and_depth_or_of_a_forward_is_called(backend: str) -> None:
+    torch.manual_seed(0)
+    block, tokens = Block(8, 2, layer_scale=0.5, drop_path=0.4), torch.randn(2, 3, 8)
+    block.drop_path = nn.Identity()  # type: ignore[assignment]
+    scale = nn.Linear(8, 8)
+    block.ls1 = scale  # type: ignore[assignment]
+    original = block.mlp.fc1.forward
+    vars(block.mlp.fc1)["forward"] = lambda x: 3 * original(x)
+    with torch.no_grad():
+        middle = tokens + scale(block.attn(block.norm1(tokens)))
+        expected = middle + 0.5 * block.mlp.fc2(F.gelu(3 * original(block.norm2(middle))))
+        with use_backend(backend):
+            torch.testing.assert_close(block(tokens), expected)
 
 
 def test_forward_hooks_of_chained_blocks_run_and_see_the_sum() -> None:

@@ -8,7 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from motarfuse.nn.fused_steps import PendingSum, add_norm, attention_to, linear_activation, packed_self_attention
+from motarfuse.nn.fused_steps import (
+    PendingSum,
+    add_norm,
+    attention_to,
+    is_plain,
+    linear_activation,
+    packed_self_attention,
+)
 from motarfuse.ops.bias_gelu import ACTIVATIONS
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
@@ -235,6 +242,17 @@ class Block(nn.Module):
     def extra_repr(self) -> str:
         return f"dim={self.attn.proj.out_features}, heads={self.attn.heads}"
 
-    def _pending(self, residual: Tensor, branch: Tensor, scale: LayerScale | None) -> PendingSum:
-        gamma = None if scale is None else scale.gamma
-        return PendingSum(residual, branch, gamma, self.drop_path.sample_scale(branch))
+    def _pending(self, residual: Tensor, branch: Tensor, scale: nn.Module | None) -> PendingSum:
+        """Layer scale and stochastic depth as factors of the addition; called, where others stand in their places."""
+        gamma = sample = None
+        drop_path: nn.Module = self.drop_path
+        open_drop = isinstance(drop_path, DropPath) and is_plain(drop_path, DropPath)
+        if isinstance(scale, LayerScale) and open_drop and is_plain(scale, LayerScale):
+            gamma = scale.gamma
+        elif scale is not None:
+            branch = scale(branch)
+        if isinstance(drop_path, DropPath) and open_drop:
+            sample = drop_path.sample_scale(branch)
+        else:
+            branch = drop_path(branch)
+        return PendingSum(residual, branch, gamma, sample)

@@ -52,13 +52,18 @@ def uses_operators(tensor: Tensor) -> bool:
     return tensor.device.type == "cuda" or preference() is not None
 
 
-def _is_plain(module: nn.LayerNorm | nn.Linear) -> bool:
-    """Whether a module is no subclass, has a bias, and nobody wants to see it called."""
-    if type(module) not in (nn.LayerNorm, nn.Linear) or not isinstance(module.bias, Tensor):
+def is_plain(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether what a module computes is what its kind computes, and nobody wants to see it called."""
+    if type(module) is not kind or "forward" in vars(module):
         return False
     return not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
+
+
+def _is_plain_with_bias(module: nn.LayerNorm | nn.Linear) -> bool:
+    kind = nn.LayerNorm if isinstance(module, nn.LayerNorm) else nn.Linear
+    return module.bias is not None and is_plain(module, kind)
 
 
 def add_norm(tokens: Tensor | PendingSum, norm: nn.Module, *, wide: bool = False) -> tuple[Tensor, Tensor]:
@@ -75,7 +80,7 @@ def add_norm(tokens: Tensor | PendingSum, norm: nn.Module, *, wide: bool = False
     """
     if isinstance(tokens, Tensor):
         return norm(tokens), tokens
-    if uses_operators(tokens.residual) and isinstance(norm, nn.LayerNorm) and _is_plain(norm):
+    if uses_operators(tokens.residual) and isinstance(norm, nn.LayerNorm) and _is_plain_with_bias(norm):
         branch = tokens.branch.to(tokens.residual.dtype) if wide else tokens.branch
         normed, total = add_layer_norm(
             branch,
@@ -99,7 +104,7 @@ def linear_activation(tokens: Tensor, linear: nn.Module, activation: str) -> Ten
         linear: ``nn.Linear``; another module in its place, such as an adapted one, and one with hooks, is called.
         activation: As of `motarfuse.ops.bias_gelu`.
     """
-    if uses_operators(tokens) and isinstance(linear, nn.Linear) and _is_plain(linear):
+    if uses_operators(tokens) and isinstance(linear, nn.Linear) and _is_plain_with_bias(linear):
         return bias_gelu(F.linear(tokens, linear.weight), linear.bias, activation=activation)
     hidden = linear(tokens)
     if activation == "quick_gelu":

@@ -93,6 +93,7 @@ class TripletLoss(nn.Module):
         """Args: features (B, D) floating; labels (B,) integers. Returns the loss, a scalar.
 
         Raises:
+            TypeError: Labels that are no integers.
             ValueError: Shapes that do not fit each other.
         """
         if self.gather:

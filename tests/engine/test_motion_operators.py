@@ -7,9 +7,7 @@ Of `motarfuse.reference` a step calls what no operator replaces: ``cell_centers`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,32 +16,17 @@ from motarfuse.engine.trainer import train
 from motarfuse.models import MotarFuse, MotarFuseConfig
 from motarfuse.nn import MotionConsistencyLoss
 from motarfuse.nn.motion_consistency import FramePair
-from motarfuse.ops import motion_warp, operators, part_moments, part_pool
+from motarfuse.ops import motion_warp, part_moments, part_pool
 from tests.engine.people import small_config, write_people
-from tests.ops.kernel_cases import needs_native
+from tests.ops.kernel_cases import count_runs, needs_native
 
 MOTION_OPERATORS = ("part_moments", "motion_warp", "part_pool")
 
 
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
-    """How often each backend of the motion operators ran, by operator and backend."""
-    counted: Counter[tuple[str, str]] = Counter()
-    for name in MOTION_OPERATORS:
-        operator = operators()[name]
-
-        def watched(operator_name: str, backend_name: str, run: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*arguments: Any, **options: Any) -> Any:
-                counted[operator_name, backend_name] += 1
-                return run(*arguments, **options)
-
-            return call
-
-        backends = {
-            key: backend._replace(run=watched(name, key, backend.run)) for key, backend in operator.backends.items()
-        }
-        monkeypatch.setattr(operator, "backends", backends)
-    return counted
+    """How often each backend ran, by operator and backend."""
+    return count_runs(monkeypatch)
 
 
 def backends_of(runs: Counter[tuple[str, str]]) -> dict[str, set[str]]:

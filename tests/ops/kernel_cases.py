@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from motarfuse import _native
+from motarfuse.ops import operators
 from tests.ops.operator_cases import normal
 from tests.tolerance import assert_close
 
@@ -100,6 +102,23 @@ def check(run: Callable[[str, Inputs], Inputs], backend: tuple[str, str], inputs
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def count_runs(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, str]]:
+    """How often each backend of each operator runs from now on, by operator and backend."""
+    counted: Counter[tuple[str, str]] = Counter()
+    for name, operator in operators().items():
+
+        def watched(operator_name: str, backend_name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **options: Any) -> Any:
+                counted[operator_name, backend_name] += 1
+                return run(*arguments, **options)
+
+            return call
+
+        backends = {key: one._replace(run=watched(name, key, one.run)) for key, one in operator.backends.items()}
+        monkeypatch.setattr(operator, "backends", backends)
+    return counted
 
 
 # Layouts: the same numbers, or fewer of them, elsewhere in memory ----------------------------------------------------
