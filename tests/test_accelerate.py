@@ -14,79 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import motarfuse
-from motarfuse.nn.acceleration import forwards
+from tests.acceleration_cases import DEPTH, OPERATORS, check_same, count_calls, images, model_of, results, scale_of
 from tests.tolerance import assert_close
-from tests.vit_copies import MODELS, build, hugging_face, timm_like, torch_like
-
-OPERATORS = ("motion_attention", "motion_attention_packed", "add_layer_norm", "bias_gelu")
-DEPTH = 2
+from tests.vit_copies import MODELS, timm_like, torch_like
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often each operator was called by the new forwards."""
-    counts = dict.fromkeys(OPERATORS, 0)
-
-    def counted(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            counts[name] += 1
-            return operator(*args, **kwargs)
-
-        return call
-
-    for name in OPERATORS:
-        monkeypatch.setattr(forwards, name, counted(name, getattr(forwards, name)))
-    return counts
+    return count_calls(monkeypatch)
 
 
 @pytest.fixture
 def operators_on_a_cpu() -> Iterator[None]:
-    """A preferred backend: the operators serve wherever the tensors are."""
     with motarfuse.use_backend("reference"):
         yield
-
-
-def model_of(name: str, **options: Any) -> nn.Module:
-    torch.manual_seed(0)
-    model = build(name, **options)
-    with torch.no_grad():  # away from initialisations that hide a term: zero biases, a layer scale of 1e-5
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def images(dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)).to(dtype)
-
-
-def results(model: Any, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Output and all gradients of a call, the dropout's numbers being a function of the seed."""
-    torch.manual_seed(7)
-    given = images(dtype).requires_grad_()
-    out = model(given)
-    weights = torch.linspace(-1, 1, out.numel()).view_as(out).to(out.dtype)
-    leaves = {"images": given, **dict(model.named_parameters())}
-    gradients = torch.autograd.grad((out * weights).sum(), list(leaves.values()))
-    return {"output": out.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-
-def check_same(model: nn.Module, calls: dict[str, int] | None = None) -> motarfuse.AccelerateReport:
-    """Output and every gradient against float64, beside the model's own in float32; ``calls`` has those of one call."""
-    expected = results(copy.deepcopy(model).double(), torch.float64)
-    eager = results(model)
-    report = motarfuse.accelerate(model)
-    if calls is not None:
-        calls.update(dict.fromkeys(OPERATORS, 0))  # without those of the comparison
-    for name, found in results(model).items():
-        assert_close(name, found, eager[name], expected[name], scale=scale_of(name, expected))
-    return report
-
-
-def scale_of(name: str, expected: dict[str, Tensor]) -> float:
-    """What rounding is measured against: the largest number of the output, or of all gradients, which come from one
-    another by sums that cancel."""
-    alike = [value for key, value in expected.items() if (key == "output") == (name == "output")]
-    return max(value.abs().max().item() for value in alike)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -110,6 +51,7 @@ def test_outputs_and_gradients_are_the_models(name: str, training: bool, calls: 
         ("open_clip", {"ls_init_value": 0.5}),
         ("hf_clip", {"implementation": "eager"}),
         ("hf_dinov2", {"drop_path_rate": 0.4}),
+        ("hf_dinov2_v5", {"drop_path_rate": 0.4}),
     ],
 )
 @pytest.mark.usefixtures("operators_on_a_cpu")
@@ -126,10 +68,17 @@ def test_dropout_stochastic_depth_and_layer_scale_are_honoured(
             assert not torch.allclose(model.eval()(images()), own)  # the dropout did drop
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "first"),
+    [
+        ("torchvision", {"dropout": 0.3}, "encoder.layers.encoder_layer_0"),
+        ("hf_vit_v5", {"hidden_dropout": 0.3}, "layers.0"),
+    ],
+)
 @pytest.mark.usefixtures("operators_on_a_cpu")
-def test_torchvisions_dropout_is_honoured() -> None:
+def test_a_blocks_dropout_is_honoured(name: str, options: dict[str, Any], first: str) -> None:
     # Which elements of a tensor are dropped depends on its strides, and torch's attention returns transposed tokens.
-    model = model_of("torchvision", dropout=0.3).train()
+    model = model_of(name, **options).train()
     expected = results(copy.deepcopy(model).double(), torch.float64)
     eager = results(model)
     assert len(motarfuse.accelerate(model, attention=False).replaced) == 2 * DEPTH
@@ -137,12 +86,12 @@ def test_torchvisions_dropout_is_honoured() -> None:
         assert_close(key, value, eager[key], expected[key], scale=scale_of(key, expected))
     motarfuse.accelerate(model)
     torch.manual_seed(0)
-    block: Any = model.get_submodule("encoder.layers.encoder_layer_0")
+    block: Any = model.get_submodule(first)
     dropped = []
     block.dropout.register_forward_hook(lambda _, given, out: dropped.append((out == 0).float().mean().item()))
     for _ in range(20):
         model(images())
-    assert sum(dropped) / 20 == pytest.approx(0.3, abs=0.03)
+    assert sum(dropped) / len(dropped) == pytest.approx(0.3, abs=0.03)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -235,6 +184,10 @@ def pickled(model: nn.Module) -> nn.Module:
     return pickle.loads(pickle.dumps(model))
 
 
+def pickled_as_of_old(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model, protocol=1))
+
+
 def saved(model: nn.Module) -> nn.Module:
     file = io.BytesIO()
     torch.save(model, file)
@@ -242,7 +195,7 @@ def saved(model: nn.Module) -> nn.Module:
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("way", [copied, pickled, saved])
+@pytest.mark.parametrize("way", [copied, pickled, pickled_as_of_old, saved])
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.usefixtures("operators_on_a_cpu")
 def test_copies_are_accelerated_by_themselves(
@@ -275,6 +228,7 @@ def test_copies_are_accelerated_by_themselves(
         ("openai_clip", "reference"),
         ("hf_clip", "reference"),
         ("hf_dinov2", "reference"),
+        ("hf_vit_v5", "reference"),
         ("timm", "auto"),
         ("transreid", "auto"),
         ("hf_vit", "auto"),
@@ -377,6 +331,7 @@ def test_torchs_attention_of_anything_but_one_sequence_is_its_own(batch_first: b
         ("torchvision", {"attention_dropout": 0.3}),
         ("hf_clip", {"attention_dropout": 0.3}),
         ("hf_vit", {"attention_dropout": 0.3}),
+        ("hf_vit_v5", {"attention_dropout": 0.3}),
     ],
 )
 def test_dropped_weights_are_the_modules_own_while_training(
@@ -388,133 +343,6 @@ def test_dropped_weights_are_the_modules_own_while_training(
     assert sum("dropout of 0.3" in one.note for one in report.replaced) == DEPTH
     check_same(model_of(name, **options).eval(), calls)
     assert calls["motion_attention"] + calls["motion_attention_packed"] == DEPTH
-
-
-class PostNormBlock(timm_like.Block):
-    """The same children, normalised after the branch."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        x = x + self.norm1(self.attn(x))
-        return x + self.norm2(self.mlp(x))
-
-
-class BiasedAttention(timm_like.Attention):
-    """With a bias of relative positions."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.relative_position_bias_table = nn.Parameter(torch.randn(3, 17, 17))
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        return super().forward(x, self.relative_position_bias_table)
-
-
-class LocalAttention(timm_like.Attention):
-    """The same children; each token sees its neighbours only."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        near = torch.arange(x.shape[1])
-        far = (near[:, None] - near).abs() > 1
-        return super().forward(x, torch.zeros_like(far, dtype=x.dtype).masked_fill(far, -torch.inf))
-
-
-class DetachedAttention(timm_like.Attention):
-    """The same outputs, other gradients."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        return super().forward(x.detach(), attn_mask)
-
-
-class RememberingAttention(timm_like.Attention):
-    """Keeps what others may look at."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        self.last_input = x
-        return super().forward(x, attn_mask)
-
-
-class NoisyMlp(timm_like.Mlp):
-    """Something else in training only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) * (2 if self.training else 1)
-
-
-class UnlikeDropPath(timm_like.Block):
-    """The first branch is never dropped, as in an early DINOv2 of transformers."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-
-
-class WeightsToo(timm_like.ReIDAttention):
-    """As DINO's, which returns its weights."""
-
-    def forward(self, x: Tensor) -> Any:
-        return super().forward(x), x
-
-
-class Swish(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(x)
-
-
-def without_bias(mlp: timm_like.Mlp) -> timm_like.Mlp:
-    mlp.fc1 = nn.Linear(24, 96, bias=False)
-    return mlp
-
-
-def with_norm(block: Any, norm: nn.Module) -> nn.Module:
-    block.norm2 = norm
-    return block
-
-
-def patched(module: nn.Module) -> nn.Module:
-    forward = module.forward
-    module.forward = lambda x: forward(x) + 1
-    return module
-
-
-def hooked(module: nn.Module, child: str) -> nn.Module:
-    module.get_submodule(child).register_forward_hook(lambda *_: None)
-    return module
-
-
-@pytest.mark.parametrize(
-    ("make", "why"),
-    [
-        (lambda: timm_like.Attention(24, 3, qk_norm=True), "query norm"),
-        (lambda: BiasedAttention(24, 3), "more than plain attention: relative_position_bias_table"),
-        (lambda: LocalAttention(24, 3), "computes something else"),
-        (lambda: DetachedAttention(24, 3), "computes something else"),
-        (lambda: RememberingAttention(24, 3), "keeps last_input"),
-        (lambda: WeightsToo(24, 3), "attention weights"),
-        (lambda: hugging_face.CLIPAttention(hugging_face.Config(implementation="eager_v5")), "attention weights"),
-        (lambda: nn.MultiheadAttention(24, 3, add_bias_kv=True), "add_bias_kv"),
-        (lambda: nn.MultiheadAttention(24, 3, kdim=12, vdim=12), "widths of their own"),
-        (lambda: timm_like.Mlp(24, 96, Swish), "its activation, Swish"),
-        (lambda: timm_like.Mlp(24, 96, nn.PReLU), "its activation, PReLU"),
-        (lambda: NoisyMlp(24, 96), "something else in training"),
-        (lambda: without_bias(timm_like.Mlp(24, 96)), "no bias"),
-        (lambda: PostNormBlock(24, 3), "computes something else"),
-        (lambda: UnlikeDropPath(24, 3, drop=0.5), "something else in training"),
-        (lambda: with_norm(timm_like.Block(24, 3), nn.Identity()), "norm2 is Identity"),
-        (lambda: with_norm(timm_like.Block(24, 3), nn.LayerNorm(24, bias=False)), "no bias"),
-        (lambda: patched(timm_like.Mlp(24, 96)), "replaced on the instance"),
-        (lambda: hooked(timm_like.Mlp(24, 96), "act"), "act has hooks"),
-        (lambda: hooked(timm_like.Attention(24, 3), "attn_drop"), "attn_drop has hooks"),
-        (lambda: hooked(timm_like.Block(24, 3), "norm2"), "norm2 has hooks"),
-    ],
-)
-def test_what_is_not_understood_is_left_alone_with_the_reason(make: Callable[[], nn.Module], why: str) -> None:
-    model = nn.Sequential(nn.Identity(), make())
-    kind = type(model[1])
-    report = motarfuse.accelerate(model)
-    assert type(model[1]) is kind
-    reasons = {one.name: one.why for one in report.left}
-    assert why in reasons["1"]
-    assert reasons["1"] in str(report)
 
 
 @pytest.mark.usefixtures("operators_on_a_cpu")
@@ -539,43 +367,6 @@ def test_a_scale_of_its_own_is_the_scores_scale(name: str, calls: dict[str, int]
             module.scale = 0.7
     assert check_same(model, calls).left == []
     assert calls["motion_attention"] + calls["motion_attention_packed"] == DEPTH
-
-
-@pytest.mark.usefixtures("operators_on_a_cpu")
-def test_hooks_and_modules_that_come_later_are_honoured(calls: dict[str, int]) -> None:
-    model: Any = model_of("timm").eval()
-    motarfuse.accelerate(model)
-    calls.update(dict.fromkeys(OPERATORS, 0))
-    model(images())
-    assert calls["bias_gelu"] == calls["motion_attention_packed"] == calls["add_layer_norm"] == DEPTH
-    seen = []
-
-    def note(module: nn.Module, *_: Any) -> None:
-        seen.append(module)
-
-    block = model.blocks[0]
-    watched = [block, block.attn, block.attn.qkv, block.attn.attn_drop, block.norm2, block.mlp.act, block.mlp.fc2]
-    handles = [each.register_forward_hook(note) for each in watched]
-    calls.update(dict.fromkeys(OPERATORS, 0))
-    model(images())
-    # Fused attention never calls its dropout, accelerated or not.
-    assert {id(each) for each in seen} == {id(each) for each in watched if each is not block.attn.attn_drop}
-    assert calls["bias_gelu"] == calls["motion_attention_packed"] == calls["add_layer_norm"] == DEPTH - 1
-    for handle in handles:
-        handle.remove()
-    model(images())
-    assert calls["bias_gelu"] == 2 * DEPTH - 1
-
-    class Shifted(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + 1
-
-    torch.manual_seed(9)
-    block.mlp.fc1 = Shifted(24, 96)
-    block.attn.qkv = Shifted(24, 72)
-    found = model(images())
-    motarfuse.restore(model)
-    torch.testing.assert_close(found, model(images()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("operators_on_a_cpu")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from motarfuse.errors import CheckpointError
 from motarfuse.models import build_model, load_vit
+from motarfuse.models.pretrained import _grid_of
 from tests.test_clip import PlainTower, alone, hugging_face, openai
 from tests.test_models import Malicious, timm_state
 from tests.vit_copies import timm_like
@@ -71,7 +72,7 @@ def test_timms_files_make_timms_network(write: Callable[[dict[str, Tensor], Path
 
 
 def transreid(source: dict[str, Tensor], cameras: int) -> dict[str, Tensor]:
-    """As its training saves it: the backbone as ``base``, heads and local branches beside it."""
+    """As its training saves it without JPM: the backbone as ``base``, a head beside it."""
     state = {f"base.{name}": tensor for name, tensor in source.items()}
     return state | {
         "base.sie_embed": torch.randn(cameras, 1, 96),
@@ -79,11 +80,14 @@ def transreid(source: dict[str, Tensor], cameras: int) -> dict[str, Tensor]:
         "classifier.weight": torch.randn(751, 96),
         "bottleneck.weight": torch.rand(96),
         "bottleneck.running_mean": torch.randn(96),
-        "b1.0.norm1.weight": torch.randn(96),
-        "b1.0.attn.qkv.weight": torch.randn(288, 96),
-        "b2.1.weight": torch.randn(96),
-        "classifier_1.weight": torch.randn(751, 96),
     }
+
+
+def with_branches(state: dict[str, Tensor], branch: torch.nn.Module) -> dict[str, Tensor]:
+    """As saved with JPM: a block and a norm for each of two branches, of which the first is the global one."""
+    given = {f"b1.{name}": tensor for name, tensor in branch.state_dict().items()}
+    other = {f"b2.{name}": torch.randn_like(tensor) for name, tensor in branch.state_dict().items()}
+    return state | given | other | {"classifier_1.weight": torch.randn(751, 96)}
 
 
 def test_transreids_files_bring_their_camera_embeddings(tmp_path: Path) -> None:
@@ -93,7 +97,8 @@ def test_transreids_files_bring_their_camera_embeddings(tmp_path: Path) -> None:
     assert model.config.num_cameras == 6
     assert report.missing == []
     assert "camera_embed" in report.matched
-    assert {"fc.weight", "classifier.weight", "b1.0.attn.qkv.weight"} <= set(report.unexpected)
+    assert {"fc.weight", "classifier.weight"} <= set(report.unexpected)
+    assert report.moved == []
     images, cameras = torch.randn(3, 3, *IMAGE), torch.tensor([5, 0, -1])
     side = 3 * state["base.sie_embed"][cameras.clamp(min=0)] * (cameras >= 0)[:, None, None]
     with torch.no_grad():
@@ -102,6 +107,40 @@ def test_transreids_files_bring_their_camera_embeddings(tmp_path: Path) -> None:
         wanted = source.norm(source.blocks(tokens))[:, 0]
         found = model.eval()(images, cameras).embedding
     assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("wrapper", ["", "module."])
+def test_transreids_global_branch_ends_with_its_own_block_and_norm(wrapper: str, tmp_path: Path) -> None:
+    source: Any = timm_model()
+    torch.manual_seed(1)
+    branch: Any = torch.nn.Sequential(timm_like.Block(96, 3), torch.nn.LayerNorm(96, eps=1e-6)).eval()
+    with torch.no_grad():
+        branch[1].bias.normal_()
+    state = with_branches({f"base.{name}": tensor for name, tensor in tensors_of(source).items()}, branch)
+    path = as_pickle({wrapper + name: tensor for name, tensor in state.items()}, tmp_path)
+    model, report = load_vit(path, image_size=IMAGE)
+
+    def global_feature(images: Tensor) -> Tensor:
+        patches = source.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([source.cls_token.expand(len(images), -1, -1), patches], 1) + source.pos_embed
+        return branch(source.blocks[:-1](tokens))[:, 0]
+
+    check_embedding(model, global_feature)
+    assert report.missing == []
+    assert report.moved == ["b1.0 -> blocks.3", "b1.1 -> norm"]
+    assert "2 moved (b1.0 -> blocks.3, b1.1 -> norm)" in str(report)
+    left = {"base.blocks.3.attn.qkv.weight", "base.norm.bias", "b2.0.attn.qkv.weight", "classifier_1.weight"}
+    assert left <= set(report.unexpected)
+    assert not any(name.startswith("b1.") for name in report.unexpected)
+
+
+def test_half_a_global_branch_is_named(tmp_path: Path) -> None:
+    branch = torch.nn.Sequential(timm_like.Block(96, 3), torch.nn.LayerNorm(96))
+    whole = with_branches({f"base.{name}": tensor for name, tensor in tensors_of(timm_model()).items()}, branch)
+    for lost in ("b1.0.norm1.bias", "b1.1.weight"):
+        path = as_pickle({name: tensor for name, tensor in whole.items() if name != lost}, tmp_path)
+        with pytest.raises(CheckpointError, match=rf"JPM.* differ by {lost.split('.', 2)[2]}"):
+            load_vit(path, image_size=IMAGE)
 
 
 def test_embeddings_of_other_cameras_are_left_out(tmp_path: Path) -> None:
@@ -217,6 +256,35 @@ def test_a_grid_that_looks_square_can_be_said_not_to_be(tmp_path: Path) -> None:
         load_vit(path, image_size=IMAGE, source_grid=(16, 8))
 
 
+@pytest.mark.parametrize(("side", "image"), [(15, (128, 64)), (15, (120, 120)), (14, (128, 64)), (9, (32, 16))])
+def test_positions_without_the_class_tokens_fit_a_grid(side: int, image: tuple[int, int], tmp_path: Path) -> None:
+    # As timm's flexivit, whose class token has no position.
+    state = timm_state(grid=(side, side))
+    state["pos_embed"] = state["pos_embed"][:, 1:].contiguous()
+    path = as_safetensors(state, tmp_path)
+    grid = (image[0] // 8, image[1] // 8)
+    for given in (None, (side, side)):
+        model, report = load_vit(path, image_size=image, source_grid=given)
+        change = f"{side}x{side} without a class token's position -> {grid[0]}x{grid[1]}"
+        assert report.resized == [f"pos_embed: {change}"]
+        assert not model.backbone.pos_embed[:, 0].any()
+        cells = state["pos_embed"].transpose(1, 2).unflatten(2, (side, side))
+        expected = cells if (side, side) == grid else F.interpolate(cells, grid, mode="bilinear", align_corners=False)
+        torch.testing.assert_close(model.backbone.pos_embed[:, 1:], expected.flatten(2).transpose(1, 2))
+
+
+def test_positions_that_fit_both_ways_must_be_told(tmp_path: Path) -> None:
+    state = timm_state(grid=(24, 12))  # with the class token's, as many as 17x17
+    path = as_safetensors(state, tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"289 positions, which are 17x17 without .* or 24x12 with one; give source"
+    ):
+        load_vit(path)
+    assert load_vit(path, source_grid=(24, 12))[1].resized == ["pos_embed: 24x12 -> 16x8"]
+    assert load_vit(path, source_grid=(17, 17))[1].resized[0].startswith("pos_embed: 17x17 without")
+    assert load_vit(path, image_size=(192, 96))[1].resized == []  # the network has as many, all in their places
+
+
 def test_a_patch_kept_as_a_matrix_tells_its_side(tmp_path: Path) -> None:
     state = timm_state(patch=16)
     state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].flatten(1)
@@ -248,6 +316,50 @@ def test_what_would_run_code_does_not(tmp_path: Path) -> None:
         assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "bad.pth", weights_only=False)
     assert (tmp_path / "ran").exists()  # the file is one that does run code where it is let
+
+
+@pytest.mark.filterwarnings("ignore:.*(quantized|prototype|Sparse|TypedStorage)")
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("norm.weight", lambda: torch.ones(96).to_sparse(), "norm.weight is sparse"),
+        ("pos_embed", lambda: timm_state()["pos_embed"].to_sparse(), "pos_embed is sparse"),
+        ("blocks.0.attn.qkv.weight", lambda: torch.ones(288, 96).to_sparse_csr(), "is sparse"),
+        ("norm.weight", lambda: torch.ones(96, device="meta"), "has no numbers, being on the device meta"),
+        ("norm.weight", lambda: torch.ones(96, dtype=torch.complex64), "type torch.complex64; dense tensors"),
+        (
+            "norm.weight",
+            lambda: torch.quantize_per_tensor(torch.ones(96), 0.1, 0, torch.qint8),
+            "type torch.qint8; dense tensors",
+        ),
+        ("norm.weight", lambda: torch.nested.nested_tensor([torch.ones(96)]), "another layout than a plain"),
+        ("norm.weight", lambda: torch.ones(96, dtype=torch.int8), "type torch.int8, as of a quantised network"),
+        ("norm.weight", lambda: torch.ones(96).to(torch.float8_e4m3fn), "as of a quantised network"),
+        ("pos_embed", lambda: torch.zeros(1).expand(1, 10**12 + 39, 96), "far fewer numbers in the file"),
+        ("pos_embed", lambda: torch.zeros(1, 1, 96).expand(1, 10**12 + 39, 96), "far fewer numbers in the file"),
+        ("cls_token", lambda: torch.zeros(1).expand(1, 1, 96), "far fewer numbers in the file"),
+        ("camera_embed", lambda: torch.zeros(10**9, 0), r"cameras of shape \(1000000000, 0\); \(cameras, 96\)"),
+        ("camera_embed", lambda: torch.zeros(()), r"cameras of shape \(\)"),
+        ("patch_embed.proj.weight", lambda: torch.zeros(0, 3, 10**9, 10**9), "supported: square patches"),
+        (f"blocks.{'9' * 5000}.norm1.weight", lambda: torch.ones(96), "a block of number 99999999"),
+    ],
+)
+def test_tensors_that_are_none_of_a_weights_are_named(
+    name: str, make: Callable[[], Tensor], message: str, tmp_path: Path
+) -> None:
+    path = as_pickle(timm_state() | {name: make()}, tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        load_vit(path, image_size=IMAGE)
+
+
+def test_a_names_thousand_prefixes_cost_no_time(tmp_path: Path) -> None:
+    state = {"module." * 300_000 + name: tensor for name, tensor in timm_state().items() if name == "norm.weight"}
+    assert load_vit(as_pickle(timm_state() | state, tmp_path), image_size=IMAGE)[1].missing == []
+
+
+def test_many_positions_are_factored_in_no_time(tmp_path: Path) -> None:
+    prime = 10**12 + 39
+    assert _grid_of(prime + 1, (16, 8), tmp_path) == (prime, 1)
 
 
 def changed(**tensors: Tensor | None) -> dict[str, Tensor]:
@@ -306,6 +418,34 @@ def test_sizes_that_contradict_each_other_are_named(tmp_path: Path) -> None:
         load_vit(path, image_size=(30, 16))
     with pytest.raises(ValueError, match="stride 9 and patch 8"):
         load_vit(path, image_size=IMAGE, stride=9)
+
+
+@pytest.mark.parametrize("pair", [224, (224,), (8.0, 4.0), "ab"])
+def test_sizes_that_are_no_pairs_are_named(pair: Any, tmp_path: Path) -> None:
+    path = as_safetensors(timm_state(), tmp_path)
+    with pytest.raises(TypeError, match=r"image_size must be \(height, width\) in pixels, got"):
+        load_vit(path, image_size=pair)
+    with pytest.raises(TypeError, match=r"source_grid must be \(rows, columns\), got"):
+        load_vit(path, source_grid=pair)
+
+
+def test_errors_name_arguments_where_there_is_no_configuration(tmp_path: Path) -> None:
+    path = as_safetensors(timm_state(), tmp_path)
+    with pytest.raises(CheckpointError, match="set encoder=vit"):
+        load_vit(path, image_size=IMAGE, encoder="clip")
+    with pytest.raises(CheckpointError, match="choose the size and patch"):
+        load_vit(path, image_size=IMAGE, size="tiny")
+    tower = as_folder({name: tensor.contiguous() for name, tensor in alone(PlainTower((4, 2), True)).items()}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"set encoder=clip_quickgelu .*, encoder=clip for"):
+        load_vit(tower, image_size=IMAGE, encoder="vit")
+
+
+def test_a_configuration_of_another_form_tells_nothing(tmp_path: Path) -> None:
+    tower = PlainTower((4, 2), True)
+    as_folder({name: tensor.contiguous() for name, tensor in hugging_face(tower).items()}, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"vision_config": ["quick_gelu"]}))
+    with pytest.raises(CheckpointError, match="do not tell the activation"):
+        load_vit(tmp_path, image_size=IMAGE)
 
 
 def test_half_and_non_finite_weights_are_kept_as_numbers(tmp_path: Path) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
 from motarfuse.errors import CheckpointError
-from motarfuse.models.pretrained import BackboneFile, LoadReport, camera_embeddings, fill_backbone, read_backbone
+from motarfuse.models.pretrained import (
+    BackboneFile,
+    LoadReport,
+    block_count,
+    camera_embeddings,
+    fill_backbone,
+    read_backbone,
+)
 from motarfuse.models.vit_reid import SIZES, VitReID, VitReIDConfig
 
 Encoder = Literal["vit", "clip", "clip_quickgelu"]
 SizeName = Literal["nano", "tiny", "small", "base"]
-_BLOCK = re.compile(r"blocks\.(\d+)\.")
 # What only OpenAI's own files have beside the weights; these models were trained with QuickGELU.
 _OPENAI = ("input_resolution", "context_length", "vocab_size")
 
@@ -37,7 +42,9 @@ def load_vit(
 
     The file may be timm's, TransReID's, of a CLIP model (OpenAI's, open_clip's or Hugging Face's names) or this
     project's, as of `load_pretrained`. The position embedding is resized to the grid of ``image_size`` and ``stride``.
-    The BNNeck is new, as such files have none for this network.
+    The BNNeck is new, as such files have none for this network. Images must be normalised as those that the weights
+    were trained with: CLIP's have mean (0.48145466, 0.4578275, 0.40821073) and standard deviation (0.26862954,
+    0.26130258, 0.27577711).
 
     Args:
         path: ``.safetensors``, a pickled state dict (tensors only, no code is run), or a folder with
@@ -60,16 +67,18 @@ def load_vit(
     Raises:
         CheckpointError: The file is absent, truncated, holds anything but tensors, is no such network or one of a size
             that this project has not; or it is a CLIP model that does not tell its activation and ``encoder`` is None.
+        TypeError: ``image_size`` or ``source_grid`` is no pair of whole numbers.
         ValueError: ``image_size``, ``patch`` and ``stride`` contradict each other.
     """
+    _check_pair("image_size", "(height, width) in pixels", image_size)
+    _check_pair("source_grid", "(rows, columns)", source_grid)
     file = read_backbone(path)
     _check_kind(file)
     found_patch = _patch_of(file)
     if patch is not None and patch != found_patch:
         raise CheckpointError(f"{file.path} has patches of {found_patch} pixels, not {patch}; leave patch out")
     if num_cameras is None:
-        cameras = camera_embeddings(file.tensors)
-        num_cameras = 0 if cameras is None else cameras.shape[0]
+        num_cameras = _cameras_of(file)
     config = VitReIDConfig(
         size=_size_of(file) if size is None else size,
         image_size=image_size,
@@ -80,7 +89,13 @@ def load_vit(
         encoder=_encoder_of(file) if encoder is None else encoder,
     )
     model = VitReID(config)
-    return model, fill_backbone(model, file, source_grid)
+    return model, fill_backbone(model, file, source_grid, section="")
+
+
+def _check_pair(name: str, meaning: str, pair: Any) -> None:
+    is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(one, int) for one in pair)
+    if pair is not None and not is_pair:
+        raise TypeError(f"{name} must be {meaning}, got {pair!r}")
 
 
 def _check_kind(file: BackboneFile) -> None:
@@ -101,7 +116,7 @@ def _check_kind(file: BackboneFile) -> None:
 def _size_of(file: BackboneFile) -> Any:
     """The name of the size with the file's width and depth."""
     width = file.tensors["cls_token"].shape[-1] if file.tensors["cls_token"].ndim else 0
-    depth = 1 + max(int(found[1]) for name in file.tensors if (found := _BLOCK.match(name)))
+    depth = block_count(file.tensors, file.path)
     for name, size in SIZES.items():
         if (size.dim, size.depth) == (width, depth):
             return name
@@ -111,10 +126,22 @@ def _size_of(file: BackboneFile) -> Any:
     raise CheckpointError(f"{file.path} is {width} wide and has {depth} blocks; supported: {sizes}{hint}")
 
 
+def _cameras_of(file: BackboneFile) -> int:
+    cameras = camera_embeddings(file.tensors)
+    if cameras is None:
+        return 0
+    width = file.tensors["cls_token"].shape[-1]
+    if cameras.ndim != 2 or cameras.shape[1] != width:
+        raise CheckpointError(
+            f"{file.path} has embeddings of cameras of shape {tuple(cameras.shape)}; (cameras, {width}) is needed"
+        )
+    return cameras.shape[0]
+
+
 def _patch_of(file: BackboneFile) -> int:
     """The side of a patch in pixels, of a convolution's weight or one kept as a matrix."""
     weight: Tensor = file.tensors["patch_embed.proj.weight"]
-    if weight.ndim == 4 and weight.shape[1] == 3 and weight.shape[2] == weight.shape[3]:
+    if weight.ndim == 4 and weight.numel() and weight.shape[1] == 3 and weight.shape[2] == weight.shape[3]:
         return weight.shape[3]
     side = math.isqrt(weight.shape[1] // 3) if weight.ndim == 2 else 0
     if side and 3 * side * side == weight.shape[1]:
@@ -142,7 +169,8 @@ def _encoder_of(file: BackboneFile) -> Encoder:
 def _configured_activation(folder: Path) -> str | None:
     """What Hugging Face's ``config.json`` or open_clip's ``open_clip_config.json`` beside the file says."""
     config = _json(folder / "config.json")
-    activation = (config.get("vision_config") or {}).get("hidden_act") or config.get("hidden_act")
+    vision = config.get("vision_config")
+    activation = (vision.get("hidden_act") if isinstance(vision, dict) else None) or config.get("hidden_act")
     if isinstance(activation, str):
         return activation
     settings = _json(folder / "open_clip_config.json").get("model_cfg")

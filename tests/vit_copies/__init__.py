@@ -20,7 +20,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "hf_clip": hugging_face.clip_tower,
     "hf_clip_v5": hugging_face.clip_tower_v5,
     "hf_vit": hugging_face.vit,
+    "hf_vit_v5": hugging_face.vit_v5,
     "hf_dinov2": hugging_face.dinov2,
+    "hf_dinov2_v5": hugging_face.dinov2_v5,
 }
 
 

@@ -17,6 +17,7 @@ class Config(NamedTuple):
     num_attention_heads: int = 3
     layers: int = 2
     attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
     drop_path_rate: float = 0.0
     layer_norm_eps: float = 1e-5
     implementation: str = "sdpa"
@@ -249,6 +250,68 @@ class Dinov2Layer(nn.Module):
         return (self.drop_path(layer_output) + hidden_states, *attended[1:])
 
 
+class ViTAttentionV5(nn.Module):
+    """As of late versions 5, of ViT and of DINOv2: one module, whose last projection has another name than CLIP's."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.num_attention_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.attention_dropout = config.attention_dropout
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        q, k, v = (
+            projection(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        rate = self.attention_dropout if self.training else 0.0
+        out, weights = attend(q, k, v, attention_mask, self.scaling, rate, self.config.implementation)
+        return self.o_proj(out.flatten(2)), weights
+
+
+class ViTLayerV5(nn.Module):
+    """One MLP module, and one dropout for both branches."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.attention = ViTAttentionV5(config)
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=1e-12)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=1e-12)
+        self.mlp = CLIPMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        attended, _ = self.attention(self.layernorm_before(hidden_states), attention_mask, **kwargs)
+        hidden_states = self.dropout(attended) + hidden_states
+        return self.dropout(self.mlp(self.layernorm_after(hidden_states))) + hidden_states
+
+
+class Dinov2LayerV5(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.attention = ViTAttentionV5(config)
+        self.layer_scale1 = Dinov2LayerScale(config)
+        self.drop_path = DropPath(config.drop_path_rate) if config.drop_path_rate > 0 else nn.Identity()
+        self.norm2 = nn.LayerNorm(config.hidden_size, eps=1e-6)
+        self.mlp = CLIPMLP(config)
+        self.layer_scale2 = Dinov2LayerScale(config)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states), attention_mask=attention_mask, **kwargs)
+        hidden_states = self.drop_path(self.layer_scale1(attended)) + hidden_states
+        return self.drop_path(self.layer_scale2(self.mlp(self.norm2(hidden_states)))) + hidden_states
+
+
 class Tower(nn.Module):
     def __init__(self, layer: type[nn.Module], config: Config, *masks: None) -> None:
         super().__init__()
@@ -279,3 +342,11 @@ def vit(**options: Any) -> Tower:
 
 def dinov2(**options: Any) -> Tower:
     return Tower(Dinov2Layer, Config(**options))
+
+
+def vit_v5(**options: Any) -> Tower:
+    return Tower(ViTLayerV5, Config(**options))
+
+
+def dinov2_v5(**options: Any) -> Tower:
+    return Tower(Dinov2LayerV5, Config(**options))

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 from motarfuse.ops.backends import operators, preference
+
+# Whether an operator has a kernel on a device; found at the first call there, as a pickled model may come to another
+# machine.
+_HAS_KERNEL: dict[tuple[str, torch.device], bool] = {}
 
 
 class Plan(NamedTuple):
@@ -19,14 +25,14 @@ class Plan(NamedTuple):
         skipped: Children whose own forward is not called, with the types that they had: hooks on them, or another
             module in their place, call for the module's own forward.
         returns: 0 where the forward returns a tensor, else the length of a tuple of that tensor and ``None``s.
-        has_kernel: Whether the operator has a kernel for CUDA tensors here; without one its reference is no gain.
+        operator: Name of the operator; where it has no kernel for a GPU, its reference is no gain there.
         details: What this kind of forward needs.
     """
 
     argument: str
     skipped: tuple[tuple[str, type], ...]
     returns: int
-    has_kernel: bool
+    operator: str
     details: Any
 
 
@@ -36,7 +42,11 @@ def operators_serve(plan: Plan, tensor: Tensor) -> bool:
     Elsewhere they are what PyTorch does anyway, after a check of the arguments, so that the module's own forward is
     faster, also that of an attention which stores its scores.
     """
-    return (plan.has_kernel and tensor.is_cuda) or preference() is not None
+    if tensor.is_cuda:
+        serves = preference() is not None or operator_has_kernel(plan.operator, tensor.device)
+    else:
+        serves = preference() is not None
+    return serves and not tensor.is_nested
 
 
 def served_tokens(plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
@@ -64,12 +74,28 @@ def is_untouched(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in module.__dict__
+        or has_foreign_forward(module)
     )
+
+
+def has_foreign_forward(module: nn.Module) -> bool:
+    """Whether an instance has a forward of its own; not so where one was replaced, and its class's put back there."""
+    found = module.__dict__.get("forward")
+    if found is None:
+        return False
+    is_own = isinstance(found, MethodType) and found.__self__ is module and found.__func__ is type(module).forward
+    return not is_own
 
 
 def children_are_plain(module: nn.Module, plan: Plan) -> bool:
     """Whether the children that are passed over are as they were found, and nobody listens to them."""
+    if (
+        torch_module._global_forward_hooks
+        or torch_module._global_forward_pre_hooks
+        or torch_module._global_backward_hooks
+        or torch_module._global_backward_pre_hooks
+    ):
+        return False
     children = module._modules
     for name, kind in plan.skipped:
         child = children.get(name)
@@ -78,11 +104,16 @@ def children_are_plain(module: nn.Module, plan: Plan) -> bool:
     return True
 
 
-def operator_has_kernel(name: str) -> bool:
-    """Whether ``impl="auto"`` would take anything but the reference for a typical call on a GPU."""
-    operator = operators()[name]
-    request = operator.example(torch.device("cuda"))
-    return any(
-        backend.name != "reference" and not backend.not_supported_reasons(request) and not backend.auto_reasons(request)
-        for backend in operator.backends.values()
-    )
+@torch.compiler.assume_constant_result
+def operator_has_kernel(name: str, device: torch.device) -> bool:
+    """Whether ``impl="auto"`` would take anything but the reference for a typical call on a device."""
+    if (name, device) not in _HAS_KERNEL:
+        operator = operators()[name]
+        request = operator.example(device)
+        _HAS_KERNEL[name, device] = any(
+            backend.name != "reference"
+            and not backend.not_supported_reasons(request)
+            and not backend.auto_reasons(request)
+            for backend in operator.backends.values()
+        )
+    return _HAS_KERNEL[name, device]

@@ -61,9 +61,11 @@ def attention(module: nn.Module) -> Nominee | None:
         return _torch_attention(module)
     if _has(module, "qkv", "proj"):
         return _packed_attention(module)
-    for query, key, value, output in (("q_proj", "k_proj", "v_proj", "out_proj"), ("query", "key", "value", "")):
-        if _has(module, query, key, value):
-            return _split_attention(module, (query, key, value), output)
+    if _has(module, "q_proj", "k_proj", "v_proj"):
+        output = next((name for name in ("out_proj", "o_proj") if _has(module, name)), "out_proj")
+        return _split_attention(module, ("q_proj", "k_proj", "v_proj"), output)
+    if _has(module, "query", "key", "value"):
+        return _split_attention(module, ("query", "key", "value"), "")
     return None
 
 
@@ -118,9 +120,16 @@ _BLOCKS = (
     ),
     (
         ("attention", "mlp"),
+        BlockNames(
+            "layernorm_before", "layernorm_after", forwards.attended_by_attention, forwards.second_by_mlp,
+            dropout="dropout", drop2="dropout",
+        ),
+    ),
+    (
+        ("attention", "mlp"),
         BlockNames("norm1", "norm2", forwards.attended_by_attention, forwards.second_by_mlp),
     ),
-)
+)  # fmt: skip
 _SCALED_BY = (("ls1", "ls2"), ("ls_1", "ls_2"), ("layer_scale1", "layer_scale2"))
 _DROPPED_BY = (("drop_path1", "drop_path2"), ("drop_path", "drop_path"))
 
@@ -200,21 +209,21 @@ def _residual_norm(module: nn.Module, names: BlockNames) -> Nominee:
     width = norm.normalized_shape[0]
     skipped = [names.norm2]
     if names.dropout and names.dropout not in module._modules:
-        names = names._replace(dropout="")
+        names = names._replace(dropout="", drop2="")
     for scale1, scale2 in _SCALED_BY:
         if _has(module, scale1, scale2):
             skipped.append(scale1)
+            names = names._replace(scale2=scale2)  # called, be it the identity now: another may come to its place
             if not isinstance(module._modules[scale1], nn.Identity):
                 gamma = _vector_of(module._modules[scale1], scale1, width)
-                names = names._replace(scale1=scale1, gamma1=gamma, scale2=scale2)
+                names = names._replace(scale1=scale1, gamma1=gamma)
             break
     for drop1, drop2 in _DROPPED_BY:
         if _has(module, drop1, drop2):
             skipped.append(drop1)
+            names = names._replace(drop2=drop2)
             if not isinstance(module._modules[drop1], nn.Identity):
                 names = names._replace(drop1=drop1)
-            if not isinstance(module._modules[drop2], nn.Identity):
-                names = names._replace(drop2=drop2)
             break
     return Nominee(ResidualNorm, names, tuple(skipped), width, f"add_layer_norm ({names.norm2})")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copyreg
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 
 from motarfuse.nn.acceleration import probe, recognise
 from motarfuse.nn.acceleration.forwards import Accelerated
-from motarfuse.nn.acceleration.plan import Plan, is_untouched, operator_has_kernel
+from motarfuse.nn.acceleration.plan import Plan, has_foreign_forward, is_untouched
 from motarfuse.nn.acceleration.recognise import Nominee, Unfit
 from motarfuse.nn.acceleration.report import AccelerateReport, Kept, Replaced
 
@@ -48,7 +49,7 @@ def accelerate(model: nn.Module, *, attention: bool = True, norms: bool = True, 
     Raises:
         TypeError: ``model`` is no module.
 
-    Cost: one comparison on ten tokens for each kind of module that the model has.
+    Cost: one comparison, on ten and on fifty tokens, for each kind of module that the model has.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -62,7 +63,7 @@ def accelerate(model: nn.Module, *, attention: bool = True, norms: bool = True, 
     replaced, left, swaps = [], [], []
     judge = _Judge()
     # The comparison is one of float64 numbers on the CPU, whatever context the caller is in.
-    with torch.device("cpu"), torch.autocast("cpu", enabled=False):
+    with torch.device("cpu"), torch.autocast("cpu", enabled=False), torch.inference_mode(False):
         for name, module in model.named_modules():
             for recogniser in wanted:
                 kind = type(module).__name__
@@ -77,6 +78,7 @@ def accelerate(model: nn.Module, *, attention: bool = True, norms: bool = True, 
                     replaced.append(Replaced(name, kind, nominee.operator, nominee.note))
                     break
     for module, new_class in swaps:  # after all are found, so that each is compared as it was
+        vars(module).pop("forward", None)  # its class's own, which would hide the new one
         module.__class__ = new_class
     return AccelerateReport(replaced, left)
 
@@ -89,13 +91,32 @@ def restore(model: nn.Module) -> list[str]:
 
     Returns:
         The qualified names of the modules that were restored.
+
+    Raises:
+        RuntimeError: Something else gave a module a class derived from the accelerated one, as ``fully_shard`` and
+            ``register_parametrization`` do; nothing is restored then.
     """
-    names = []
-    for name, module in model.named_modules():
-        if isinstance(module, Accelerated):
-            module.__class__ = type(module).motarfuse_original  # type: ignore[assignment]
-            names.append(name)
-    return names
+    found: list[tuple[str, Any]] = [
+        (name, module) for name, module in model.named_modules() if isinstance(module, Accelerated)
+    ]
+    for name, module in found:
+        if "motarfuse_plan" not in vars(type(module)):
+            raise RuntimeError(
+                f"{name or 'the model'} cannot be restored: it got another class, {type(module).__name__}, after "
+                "accelerate, as fully_shard and register_parametrization give one; restore before that, or take it "
+                "back first (remove_parametrizations)"
+            )
+    for _, module in found:
+        new_class = type(module)
+        original = module.motarfuse_original
+        module.__class__ = original
+        for attribute, value in list(vars(module).items()):  # as what replaced a forward for a while leaves it behind
+            if isinstance(value, MethodType) and value.__func__ is new_class.forward:
+                if attribute == "forward":
+                    del module.__dict__[attribute]
+                else:
+                    module.__dict__[attribute] = MethodType(original.forward, value.__self__)
+    return [name for name, _ in found]
 
 
 class _Judge:
@@ -121,7 +142,7 @@ class _Judge:
             raise Unfit("it runs operators by itself")
         if isinstance(module, torch.jit.ScriptModule):
             raise Unfit("it is a TorchScript module, whose code is fixed")
-        if "forward" in vars(module):
+        if has_foreign_forward(module):
             raise Unfit("its forward was replaced on the instance")
         for name in nominee.skipped:
             child = module._modules[name]
@@ -139,9 +160,9 @@ class _Judge:
 def _judged(module: nn.Module, nominee: Nominee) -> tuple[Nominee, type[nn.Module]] | str:
     try:
         copy = probe.stand_in(module)
-    except (RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError) as error:
-        return f"it cannot be copied to be compared: {type(error).__name__}"
-    returns = probe.returned(copy, nominee.width)
+    except Exception as error:  # noqa: BLE001 (a module's own __deepcopy__ may raise anything: FSDP's an AssertionError)
+        return f"it cannot be copied to be compared: {probe.first_line(error)}"
+    returns = probe.returned(copy, nominee.width, nominee.skipped)
     if isinstance(returns, str):
         return returns
     operator = nominee.operator.split(" ")[0].removesuffix("_packed")
@@ -149,10 +170,13 @@ def _judged(module: nn.Module, nominee: Nominee) -> tuple[Nominee, type[nn.Modul
         probe.first_parameter(module),
         tuple((name, type(module._modules[name])) for name in nominee.skipped),
         returns,
-        operator_has_kernel(operator),
+        operator,
         nominee.details,
     )
-    new_class = accelerated_class(type(module), nominee.forward, plan)
+    try:
+        new_class = accelerated_class(type(module), nominee.forward, plan)
+    except Exception as error:  # noqa: BLE001 (__init_subclass__ and metaclasses are anybody's code)
+        return f"its class lets none be derived from it: {probe.first_line(error)}"
     reason = probe.disagreement(copy, new_class, nominee.width)
     return reason or (nominee, new_class)
 
@@ -166,21 +190,25 @@ def accelerated_class(original: type[nn.Module], forward: type[Accelerated], pla
             "__module__": __name__,
             "__doc__": f"{original.__name__} with a forward that runs operators (motarfuse.accelerate).",
             "forward": forward.forward,  # type: ignore[attr-defined]
-            "__reduce_ex__": _reduce,
             "motarfuse_original": original,
             "motarfuse_plan": plan,
         }
-        _CLASSES[key] = type(f"Accelerated{original.__name__}", (original, forward), members)
+        new_class: Any = type(f"Accelerated{original.__name__}", (original, forward), members)
+        new_class.__reduce_ex__ = _reducer(new_class, key)
+        _CLASSES[key] = new_class
     return _CLASSES[key]
 
 
-def _reduce(self: Any, protocol: Any) -> Any:
+def _reducer(new_class: Any, parts: tuple[type, type, Plan]) -> Callable[[Any, Any], Any]:
     """For pickle, which finds a class by its name: the class's parts instead. Copies take the same way."""
-    reduced = super(type(self), self).__reduce_ex__(protocol)
-    if not isinstance(reduced, tuple) or reduced[0] is not copyreg.__newobj__:  # type: ignore[attr-defined]
-        return reduced
-    original, forward = type(self).__bases__
-    return (_new, (original, forward, type(self).motarfuse_plan), *reduced[2:])
+
+    def reduce(self: Any, protocol: Any) -> Any:
+        # Not type(self), which may be derived from it. Older protocols than 2 have another form, which names the class.
+        reduced = super(new_class, self).__reduce_ex__(max(protocol, 2))
+        is_plain = isinstance(reduced, tuple) and reduced[0] is copyreg.__newobj__  # type: ignore[attr-defined]
+        return (_new, parts, *reduced[2:]) if is_plain and type(self) is new_class else reduced
+
+    return reduce
 
 
 def _new(original: type[nn.Module], forward: type[Accelerated], plan: Plan) -> nn.Module:
@@ -202,6 +230,7 @@ def _signature(module: nn.Module) -> Any:
             elif not isinstance(value, (dict, set)):
                 held[key] = repr(value) if isinstance(value, (tuple, list)) else id(value)
         held.pop("training", None)
+        held.pop("forward", None)
         shapes = [
             (key, tuple(tensor.shape))
             for key, tensor in (*each._parameters.items(), *each._buffers.items())
