@@ -29,7 +29,9 @@ class Shape(NamedTuple):
         return f"{self.batch}x{self.dim} {self.metric}"
 
 
-SHAPES = (Shape(64, 768), Shape(256, 768, "cosine"))
+SHAPES = tuple(
+    Shape(*size, metric) for size in ((64, 768), (256, 768), (256, 2048)) for metric in ("euclidean", "cosine")
+)
 GPU_SHAPES = (Shape(64, 768), Shape(256, 768, "cosine"), Shape(512, 768), Shape(2048, 768), Shape(4096, 2048, "cosine"))
 
 

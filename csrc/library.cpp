@@ -12,6 +12,8 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
   library.impl("motion_warp_backward", TORCH_BOX(&motarfuse::motion_warp_backward_cpu));
   library.impl("part_pool_forward", TORCH_BOX(&motarfuse::part_pool_forward_cpu));
   library.impl("part_pool_backward", TORCH_BOX(&motarfuse::part_pool_backward_cpu));
+  library.impl("batch_hard_triplet_forward", TORCH_BOX(&motarfuse::batch_hard_triplet_forward_cpu));
+  library.impl("batch_hard_triplet_backward", TORCH_BOX(&motarfuse::batch_hard_triplet_backward_cpu));
 }
 
 #if defined(MOTARFUSE_WITH_CUDA)

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <tuple>
 
 namespace motarfuse {
@@ -18,6 +19,7 @@ using PoolResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 using PoolGradients = std::tuple<Tensor, Tensor>;
 using WarpResults = std::tuple<Tensor, Tensor, Tensor>;
 using WarpGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using TripletResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 #define MOTARFUSE_DECLARE_PART_MOMENTS(device)                                                                    \
@@ -51,6 +53,12 @@ using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Te
 MOTARFUSE_DECLARE_PART_MOMENTS(cpu);
 MOTARFUSE_DECLARE_PART_POOL(cpu);
 MOTARFUSE_DECLARE_MOTION_WARP(cpu);
+
+TripletResults batch_hard_triplet_forward_cpu(const Tensor& features, const Tensor& labels,
+                                              std::optional<double> margin, std::string metric, bool save_statistics);
+Tensor batch_hard_triplet_backward_cpu(const Tensor& grad_loss, const Tensor& features, const Tensor& skipped,
+                                       const Tensor& chosen, const Tensor& distances, const Tensor& weights,
+                                       const Tensor& length, const Tensor& lacking, std::string metric);
 #if defined(MOTARFUSE_WITH_CUDA)
 MOTARFUSE_DECLARE_PART_MOMENTS(cuda);
 MOTARFUSE_DECLARE_PART_POOL(cuda);

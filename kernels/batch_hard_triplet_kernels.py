@@ -33,7 +33,8 @@ def batch_hard_triplet_norm_kernel(
     is_short = norm < 1e-12
     inverse = tl.where(is_short, 1e12, 1.0 / tl.where(is_short, 1.0, norm))
     length = norm * inverse
-    tl.store(p_inverse + row, tl.where(tl.max(largest, 0) * inverse == 0.0, 0.0, inverse))
+    scaled = tl.max(largest, 0) * inverse  # NaN where an infinity meets 1 / infinity
+    tl.store(p_inverse + row, tl.where(scaled == 0.0, 0.0, tl.where(scaled != scaled, scaled, inverse)))
     tl.store(p_short + row, tl.where(is_short, 1.0 - length * length, 0.0))
 
 
@@ -170,7 +171,7 @@ def batch_hard_triplet_loss_kernel(
         else:
             gap += margin
             term = tl.where(gap < 0.0, 0.0, gap)
-            slope = tl.where(gap > 0.0, 1.0, gap * 0.0)  # NaN stays
+            slope = tl.where(gap > 0.0, 1.0, tl.where(gap <= 0.0, 0.0, gap))  # NaN stays
         total += tl.where(valid, term, 0.0)
         used += valid.to(tl.int32)
         if p_chosen is not None:

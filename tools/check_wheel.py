@@ -31,6 +31,7 @@ EXPECTED = [
     "motarfuse/csrc/motion_warp.h",
     "motarfuse/csrc/part_moments.h",
     "motarfuse/csrc/part_pool.h",
+    "motarfuse/csrc/cpu/batch_hard_triplet.cpp",
     "motarfuse/csrc/cpu/motion_warp.cpp",
     "motarfuse/csrc/cpu/part_moments.cpp",
     "motarfuse/csrc/cpu/part_pool.cpp",

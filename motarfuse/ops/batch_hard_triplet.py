@@ -16,6 +16,8 @@ from motarfuse.ops.kernels import (
     keep_missing_gradients,
 )
 from motarfuse.ops.validation import (
+    FLOAT_DTYPES,
+    INTEGER_DTYPES,
     check_choice,
     check_labels,
     check_number,
@@ -57,7 +59,7 @@ def batch_hard_triplet(
         labels: (B,) integers.
         margin: None for the soft margin, a finite number >= 0 otherwise.
         metric: ``"euclidean"`` or ``"cosine"``.
-        impl: ``"auto"``, or the backend that must run: ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, or the backend that must run: ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         A scalar, float32 (float64 from float64).
@@ -73,8 +75,8 @@ def batch_hard_triplet(
 
     Deterministic: every sum has a fixed order; two runs are bitwise equal.
 
-    Cost: B^2 D differences, squared and added, and O(B D) memory in Triton; the reference stores (B, B) matrices. The
-    backward reads each chosen pair twice.
+    Cost: B^2 D differences, squared and added (half of them on the CPU, each pair once), and O(B D) memory in kernels;
+    the reference stores (B, B) matrices. The backward reads each chosen pair twice.
 
     Source: Hermans et al. 2017, "In Defense of the Triplet Loss for Person Re-Identification".
     """
@@ -199,6 +201,7 @@ OPERATOR = Operator(
     "batch_hard_triplet",
     _example,
     backends=(
+        KERNELS.native("cpu", dtypes=FLOAT_DTYPES + INTEGER_DTYPES),
         KERNELS.python("triton", _load_triton, requires=("triton",), auto_reasons=_not_interpreted),
         Backend("reference", reference, supports_everything),
     ),

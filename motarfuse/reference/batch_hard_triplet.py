@@ -52,8 +52,7 @@ def hardest(
 
     Cosine takes normalised features, whose length is 1, or less where it was below 1e-12.
     """
-    # Differences, not a product of matrices, whose rounding depends on the place and breaks the ties of duplicates.
-    distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    distance = _distances(features)
     if metric == "cosine":
         # 1 - ab = (|a - b|^2 + 1 - |a|^2 + 1 - |b|^2) / 2, where a unit vector's 1 - |a|^2 would be rounding alone.
         lacking = 1 - features.square().sum(1)
@@ -64,8 +63,19 @@ def hardest(
     same = labels[:, None] == labels[None, :]
     is_positive = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     positive = distance.masked_fill(~is_positive, -torch.inf).argmax(1)
-    negative = distance.masked_fill(same, torch.inf).argmin(1)
+    # Distances that overflow must stay below those of the same identity: no finite one is as large as this.
+    largest = torch.finfo(distance.dtype).max
+    negative = distance.clamp(max=largest).masked_fill(same, torch.inf).argmin(1)
     return positive, negative, is_positive.any(1) & ~same.all(1)
+
+
+def _distances(features: torch.Tensor) -> torch.Tensor:
+    """(B, B): of all pairs; those of the upper triangle, mirrored."""
+    # Differences, not a product of matrices, whose rounding depends on the place and breaks the ties of duplicates.
+    pairs = torch.pdist(features)
+    later = torch.ones(len(features), len(features), dtype=torch.bool, device=features.device).triu(1)
+    upper = torch.zeros(later.shape, dtype=features.dtype, device=features.device).masked_scatter(later, pairs)
+    return upper + upper.t()
 
 
 def _distance(anchors: torch.Tensor, others: torch.Tensor, metric: str) -> torch.Tensor:

@@ -14,8 +14,17 @@ import torch
 
 from motarfuse import ops
 from motarfuse.ops.batch_hard_triplet import counted_batch_hard_triplet
-from motarfuse.reference.batch_hard_triplet import hardest
-from tests.ops.batch_hard_triplet_cases import METRICS, case, check, outputs_and_gradients
+from tests.ops import batch_hard_triplet_cases as cases
+from tests.ops.batch_hard_triplet_cases import (
+    METRICS,
+    assert_the_first_of_duplicates,
+    case,
+    check,
+    columns_apart,
+    expected,
+    outputs_and_gradients,
+    overflowing,
+)
 from tests.ops.kernel_cases import (
     Inputs,
     every_second,
@@ -66,18 +75,8 @@ def operators() -> tuple[Any, Any]:
     return namespace.batch_hard_triplet_forward_triton.default, namespace.batch_hard_triplet_backward_triton.default
 
 
-def chosen(features: torch.Tensor, labels: torch.Tensor, metric: str) -> tuple[list[int], list[int]]:
-    """Indices of positives and negatives, -1 for anchors without a pair."""
-    found = operators()[0](features.to(DEVICE), labels.to(DEVICE), None, metric, True)[2]
-    positive, negative = found.tolist()
-    return positive, negative
-
-
-def expected(features: torch.Tensor, labels: torch.Tensor, metric: str) -> tuple[list[int], list[int]]:
-    """The same by the reference."""
-    rows = torch.nn.functional.normalize(features, dim=1) if metric == "cosine" else features
-    positive, negative, valid = hardest(rows, labels, metric)
-    return torch.where(valid, positive, -1).tolist(), torch.where(valid, negative, -1).tolist()
+def chosen(features: torch.Tensor, labels: torch.Tensor, metric: str) -> cases.Indices:
+    return cases.chosen(operators()[0], features.to(DEVICE), labels.to(DEVICE), metric)
 
 
 @dtypes
@@ -171,10 +170,7 @@ def test_of_exact_duplicates_the_first_is_taken(metric: str, max_splits: int, mo
     people = torch.randn(4, 70, generator=generator)
     which = torch.randint(0, 4, (30,), generator=generator)
     found = chosen(people[which], which // 2, metric)
-    assert min(found[0]) >= 0
-    for anchor, pair in enumerate(zip(*found, strict=True)):
-        for index in pair:
-            assert index == next(k for k in range(30) if which[k] == which[index] and k != anchor)
+    assert_the_first_of_duplicates(found, which)
     assert found == expected(people[which].double(), which // 2, metric)
 
 
@@ -212,15 +208,26 @@ def test_zero_and_tiny_vectors_under_the_cosine(backend: Backend) -> None:
 
 @here
 @metrics
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("row", [0, 10])
-def test_a_nan_reaches_the_loss(metric: str, row: int) -> None:
+def test_a_nan_reaches_the_loss_and_so_does_an_infinity(metric: str, row: int, value: float) -> None:
     inputs = case(11, 6, people=3)
-    inputs["features"][row, 2] = torch.nan
+    inputs["features"][row, 2] = value
     found = outputs_and_gradients({name: one.to(DEVICE) for name, one in inputs.items()}, "triton", metric=metric)
     assert found["loss"].isnan()
     labels = inputs["labels"].tolist()
     positive = chosen(**inputs, metric=metric)[0]
     assert all(positive[k] == row for k in range(11) if k != row and labels[k] == labels[row])
+
+
+@here
+@pytest.mark.parametrize("margin", [None, 0.3])
+def test_negatives_at_infinity_are_negatives(margin: float | None) -> None:
+    assert chosen(**overflowing(), metric="euclidean") == ([1, 0, 3, 2], [2, 2, 0, 0])
+    inputs = {name: tensor.to(DEVICE) for name, tensor in overflowing().items()}
+    found = outputs_and_gradients(inputs, "triton", margin=margin)
+    for name in ("loss", "grad_features"):
+        assert torch.equal(found[name], torch.zeros_like(found[name])), name
 
 
 @here
@@ -234,15 +241,11 @@ def test_distances_beyond_float16_do_not_overflow(metric: str) -> None:
 # Layouts -------------------------------------------------------------------------------------------------------------
 
 
-def _columns_apart(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.t().contiguous().t()
-
-
 @dtypes
 @metrics
 @pytest.mark.parametrize(
     "layout",
-    [every_second, _columns_apart, expanded_over_the_batch, expanded_over_the_last, misaligned],
+    [every_second, columns_apart, expanded_over_the_batch, expanded_over_the_last, misaligned],
     ids=layout_name,
 )
 def test_views_with_other_strides_are_taken_as_they_are(
@@ -332,7 +335,7 @@ def test_the_interpreter_refuses_bfloat16_and_auto_never_takes_it() -> None:
         triton(**case(5, 3, torch.bfloat16))
     tensors: dict[str, torch.Tensor | None] = {**case(5, 3)}
     request = ops.Request(torch.device("cpu"), tensors, {"margin": None, "metric": "cosine"})
-    assert ops.operators()["batch_hard_triplet"].select(request).name == "reference"
+    assert ops.operators()["batch_hard_triplet"].select(request).name != "triton"
 
 
 @here
@@ -340,7 +343,7 @@ def test_the_interpreter_refuses_bfloat16_and_auto_never_takes_it() -> None:
 def test_the_operators_pass_opcheck(metric: str) -> None:
     forward, backward = operators()
     inputs = {name: tensor.to(DEVICE) for name, tensor in case(5, 3, torch.float16, people=2).items()}
-    features, labels = _columns_apart(inputs["features"]), inputs["labels"]
+    features, labels = columns_apart(inputs["features"]), inputs["labels"]
     for margin, save_statistics in ((None, False), (0.3, True)):
         torch.library.opcheck(forward, (features, labels, margin, metric, save_statistics))
     loss, skipped, *statistics = forward(features, labels, None, metric, True)

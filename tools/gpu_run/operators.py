@@ -126,7 +126,7 @@ OPERATORS = {
         sanitize=None,
     ),
     "accelerate": Operator(
-        tests=("tests/test_accelerate.py",),
+        tests=("tests/test_accelerate*.py",),
         bench=("-m", "benchmarks.bench_accelerate", "--device", "cuda"),
         sanitize=None,
     ),
