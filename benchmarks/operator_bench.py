@@ -108,6 +108,8 @@ class Bench:
 
     def _functions(self, compiled: bool) -> dict[str, Function]:
         operator, shape = self.operator, self.shape
+        if compiled:
+            torch.compiler.reset()  # or a function of many shapes meets the limit of its recompilations
         eager = operator.eager(shape, self.dtype, self.device)
         peers = {REFERENCE: operator.call(shape, REFERENCE), EAGER: eager}
         kernels = [name for name in self._kernels() if name != REFERENCE]
