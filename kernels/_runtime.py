@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import sys
+from typing import Any
 
 import torch
 
@@ -35,6 +36,28 @@ def reasons_against_triton(device_type: str) -> list[str]:
         reasons.append("torch sees no CUDA device")
     elif device_type not in ("cpu", "cuda"):
         reasons.append(f"it takes cuda tensors, got {device_type}")
+    return reasons
+
+
+def reasons_against_call(request: Any, *names: str) -> list[str]:
+    """Every reason that all kernels on floats share against a request (``motarfuse.ops.Request``).
+
+    Args:
+        request: Tensors and device.
+        names: The tensors whose dtypes count; none are all of them.
+    """
+    reasons = reasons_against_triton(request.device.type)
+    given = {name: tensor.dtype for name, tensor in request.tensors.items() if tensor is not None}
+    kinds = {name: dtype for name, dtype in given.items() if not names or name in names}
+    if torch.bfloat16 in kinds.values() and interpreted():
+        reasons.append("Triton's interpreter cannot compute in bfloat16 (it can in float16, float32, float64)")
+    if torch.float64 in kinds.values() and not interpreted():
+        first = next(name for name, dtype in kinds.items() if dtype == torch.float64)
+        reasons.append(f"it has no kernel for {first} of dtype float64 (it has float16, bfloat16, float32)")
+    if request.device.type == "cuda" and torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(request.device)  # torch.compile knows this one
+        if gpu.major < 8:
+            reasons.append(f"it needs compute capability 8.0, {gpu.name} has {gpu.major}.{gpu.minor}")
     return reasons
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from motarfuse.kernels._launch import TYPES, Launch, device_of
-from motarfuse.kernels._runtime import interpreted, reasons_against_triton
+from motarfuse.kernels._runtime import reasons_against_call
 from motarfuse.kernels.batch_hard_triplet_kernels import (
     batch_hard_triplet_bwd_kernel,
     batch_hard_triplet_loss_kernel,
@@ -31,17 +31,7 @@ LOSS_TILE = 2048
 
 def not_supported_reasons(request: Any) -> list[str]:
     """Every reason against a request (``motarfuse.ops.Request``) of batch_hard_triplet."""
-    reasons = reasons_against_triton(request.device.type)
-    dtype = request.tensors["features"].dtype
-    if dtype == torch.bfloat16 and interpreted():
-        reasons.append("Triton's interpreter cannot compute in bfloat16 (it can in float16, float32, float64)")
-    if dtype == torch.float64 and not interpreted():
-        reasons.append("it has no kernel for features of dtype float64 (it has float16, bfloat16, float32)")
-    if request.device.type == "cuda" and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(request.device)  # torch.compile knows this one
-        if gpu.major < 8:
-            reasons.append(f"it needs compute capability 8.0, {gpu.name} has {gpu.major}.{gpu.minor}")
-    return reasons
+    return reasons_against_call(request, "features")
 
 
 class MiningTiles(NamedTuple):

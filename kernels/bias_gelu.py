@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from motarfuse.kernels._launch import TYPES, Launch
-from motarfuse.kernels._runtime import interpreted, reasons_against_triton
+from motarfuse.kernels._runtime import reasons_against_call
 from motarfuse.kernels.bias_gelu_kernels import bias_gelu_bwd_kernel, bias_gelu_fwd_kernel
 from motarfuse.kernels.row_norm import WIDE_ROWS, as_rows, multiprocessors_of, run, sum_launch
 
@@ -26,17 +26,7 @@ MAX_CHAIN = 128
 
 def not_supported_reasons(request: Any) -> list[str]:
     """Every reason against a request (``motarfuse.ops.Request``) of bias_gelu, or of another elementwise operator."""
-    reasons = reasons_against_triton(request.device.type)
-    given = [tensor.dtype for tensor in request.tensors.values() if tensor is not None]
-    if torch.bfloat16 in given and interpreted():
-        reasons.append("Triton's interpreter cannot compute in bfloat16 (it can in float16, float32, float64)")
-    if torch.float64 in given and not interpreted():
-        reasons.append("it has no kernel for float64 (it has float16, bfloat16, float32)")
-    if request.device.type == "cuda" and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(request.device)  # torch.compile knows this one
-        if gpu.major < 8:
-            reasons.append(f"it needs compute capability 8.0, {gpu.name} has {gpu.major}.{gpu.minor}")
-    return reasons
+    return reasons_against_call(request)
 
 
 class Tiles(NamedTuple):

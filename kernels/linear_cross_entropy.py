@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from motarfuse.kernels._launch import TYPES, Launch, architecture_of, device_of
-from motarfuse.kernels._runtime import interpreted, reasons_against_triton
+from motarfuse.kernels._runtime import reasons_against_call
 from motarfuse.kernels.linear_cross_entropy_kernels import (
     linear_cross_entropy_bwd_kernel,
     linear_cross_entropy_combine_kernel,
@@ -31,17 +31,7 @@ _REDUCED = 1024
 
 def not_supported_reasons(request: Any) -> list[str]:
     """Every reason against a request (``motarfuse.ops.Request``) of linear_cross_entropy."""
-    reasons = reasons_against_triton(request.device.type)
-    dtypes = {request.tensors["features"].dtype, request.tensors["weight"].dtype}
-    if torch.bfloat16 in dtypes and interpreted():
-        reasons.append("Triton's interpreter cannot compute in bfloat16 (it can in float16, float32, float64)")
-    if torch.float64 in dtypes and not interpreted():
-        reasons.append("it has no kernel for features of dtype float64 (it has float16, bfloat16, float32)")
-    if request.device.type == "cuda" and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(request.device)  # torch.compile knows this one
-        if gpu.major < 8:
-            reasons.append(f"it needs compute capability 8.0, {gpu.name} has {gpu.major}.{gpu.minor}")
-    return reasons
+    return reasons_against_call(request, "features", "weight")
 
 
 class Tiles(NamedTuple):

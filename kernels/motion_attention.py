@@ -14,7 +14,7 @@ import torch
 import triton
 from motarfuse.kernels import motion_attention_table as table
 from motarfuse.kernels._launch import TYPES, Launch, device_of
-from motarfuse.kernels._runtime import interpreted, reasons_against_triton
+from motarfuse.kernels._runtime import reasons_against_call
 from motarfuse.kernels.motion_attention_backward import (
     motion_attention_bwd_key_kernel,
     motion_attention_bwd_query_kernel,
@@ -39,23 +39,15 @@ MAX_SCALE = 1024
 
 def not_supported_reasons(request: Any) -> list[str]:
     """Every reason against a request (``motarfuse.ops.Request``) of motion_attention."""
-    reasons = reasons_against_triton(request.device.type)
+    reasons = reasons_against_call(request, "query")
     query, key = request.tensors["query"], request.tensors["key"]
     width = query.shape[3]
     if width % 8 or not 16 <= width <= 128:
         reasons.append(f"it takes head dims that are multiples of 8 from 16 to 128, got {width}")
-    if query.dtype == torch.bfloat16 and interpreted():
-        reasons.append("Triton's interpreter cannot compute in bfloat16 (it can in float16, float32, float64)")
-    if query.dtype == torch.float64 and not interpreted():
-        reasons.append("it has no kernel for query of dtype float64 (it has float16, bfloat16, float32)")
     if query.shape[2] > MAX_LENGTH or key.shape[2] > MAX_LENGTH:
         reasons.append(f"it takes up to {MAX_LENGTH} queries and keys, got {query.shape[2]} and {key.shape[2]}")
     if not 1 / MAX_SCALE <= request.options["scale"] <= MAX_SCALE:
         reasons.append(f"it takes scales from 1/{MAX_SCALE} to {MAX_SCALE}, got {request.options['scale']}")
-    if request.device.type == "cuda" and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(request.device)  # torch.compile knows this one
-        if gpu.major < 8:
-            reasons.append(f"it needs compute capability 8.0, {gpu.name} has {gpu.major}.{gpu.minor}")
     return reasons
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 from motarfuse.kernels._launch import TYPES, Launch, architecture_of, device_of
-from motarfuse.kernels._runtime import interpreted, reasons_against_triton
+from motarfuse.kernels._runtime import reasons_against_call
 from motarfuse.kernels.part_pool_kernels import part_pool_bwd_kernel, part_pool_fwd_kernel, part_pool_short_fwd_kernel
 
 MAX_PARTS = 128
@@ -23,19 +23,10 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def not_supported_reasons(request: Any) -> list[str]:
     """Every reason against a request (``motarfuse.ops.Request``) of part_pool."""
-    reasons = reasons_against_triton(request.device.type)
-    tokens, part_logits = request.tensors["tokens"], request.tensors["part_logits"]
-    parts = part_logits.shape[1] - 1
+    reasons = reasons_against_call(request)
+    parts = request.tensors["part_logits"].shape[1] - 1
     if parts > MAX_PARTS:
         reasons.append(f"it takes up to {MAX_PARTS} parts, got {parts}")
-    if torch.bfloat16 in (tokens.dtype, part_logits.dtype) and interpreted():
-        reasons.append("Triton's interpreter cannot compute in bfloat16 (it can in float16, float32, float64)")
-    if tokens.dtype == torch.float64 and not interpreted():
-        reasons.append("it has no kernel for tokens of dtype float64 (it has float16, bfloat16, float32)")
-    if request.device.type == "cuda" and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(request.device)  # torch.compile knows this one
-        if gpu.major < 8:
-            reasons.append(f"it needs compute capability 8.0, {gpu.name} has {gpu.major}.{gpu.minor}")
     return reasons
 
 

@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from motarfuse.kernels._launch import TYPES, Launch, device_of
-from motarfuse.kernels._runtime import interpreted, reasons_against_triton
+from motarfuse.kernels._runtime import reasons_against_call
 from motarfuse.kernels.row_norm_kernels import row_norm_sum_kernel
 
 MAX_CHANNELS = 4096
@@ -28,19 +28,10 @@ _MULTIPROCESSORS = 132
 
 def not_supported_reasons(request: Any) -> list[str]:
     """Every reason against a request (``motarfuse.ops.Request``) whose ``x`` is (..., C)."""
-    reasons = reasons_against_triton(request.device.type)
+    reasons = reasons_against_call(request)
     x = request.tensors["x"]
     if x.shape[-1] > MAX_CHANNELS:
         reasons.append(f"it takes up to {MAX_CHANNELS} channels, got {x.shape[-1]}")
-    given = [tensor.dtype for tensor in request.tensors.values() if tensor is not None]
-    if torch.bfloat16 in given and interpreted():
-        reasons.append("Triton's interpreter cannot compute in bfloat16 (it can in float16, float32, float64)")
-    if torch.float64 in given and not interpreted():
-        reasons.append("it has no kernel for float64 (it has float16, bfloat16, float32)")
-    if request.device.type == "cuda" and torch.cuda.is_available():
-        gpu = torch.cuda.get_device_properties(request.device)  # torch.compile knows this one
-        if gpu.major < 8:
-            reasons.append(f"it needs compute capability 8.0, {gpu.name} has {gpu.major}.{gpu.minor}")
     return reasons
 
 

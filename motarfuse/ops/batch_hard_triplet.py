@@ -193,16 +193,12 @@ def _load_triton() -> Any:  # a statement, which torch.compile can trace
     return batch_hard_triplet
 
 
-def _not_interpreted(request: Request) -> list[str]:
-    return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
-
-
 OPERATOR = Operator(
     "batch_hard_triplet",
     _example,
     backends=(
         KERNELS.native("cpu", dtypes=FLOAT_DTYPES + INTEGER_DTYPES),
-        KERNELS.python("triton", _load_triton, requires=("triton",), auto_reasons=_not_interpreted),
+        KERNELS.triton(_load_triton),
         Backend("reference", reference, supports_everything),
     ),
 )

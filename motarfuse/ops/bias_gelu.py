@@ -129,15 +129,11 @@ def _load_triton() -> Any:  # a statement, which torch.compile can trace
     return bias_gelu
 
 
-def _not_interpreted(request: Request) -> list[str]:
-    return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
-
-
 OPERATOR = Operator(
     "bias_gelu",
     _example,
     backends=(
-        KERNELS.python("triton", _load_triton, requires=("triton",), auto_reasons=_not_interpreted),
+        KERNELS.triton(_load_triton),
         Backend("reference", reference, supports_everything),
     ),
 )

@@ -118,6 +118,10 @@ class KernelFamily:
 
         return Backend(name, partial(self._run, kernels), not_supported_reasons, auto_reasons)
 
+    def triton(self, load: Callable[[], Any]) -> Backend:
+        """The backend of Triton kernels, as of `python`; ``auto`` takes it on a GPU alone."""
+        return self.python("triton", load, requires=("triton",), auto_reasons=_not_interpreted)
+
     def kernels(self, name: str) -> Kernels:
         """The registered operators of the backend that `python` made with this name."""
         namespace = getattr(torch.ops, NAMESPACE)
@@ -166,6 +170,10 @@ def _no_machine_code(index: int) -> str:
         f"motarfuse._C was built for compute capabilities {', '.join(architectures)}, this GPU has {own}; "
         f"run `TORCH_CUDA_ARCH_LIST={own} motarfuse build`"
     )
+
+
+def _not_interpreted(request: Request) -> list[str]:
+    return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
 
 
 def _call(load: Callable[[], Any], direction: str, *arguments: Any) -> Any:

@@ -370,10 +370,6 @@ KERNELS = KernelFamily(
 TRITON = "triton"
 
 
-def _not_interpreted(request: Request) -> list[str]:
-    return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
-
-
 def _load_triton() -> Any:
     from motarfuse.ops import motion_attention_triton
 
@@ -384,7 +380,7 @@ def _no_use_of_sdpa(request: Request) -> list[str]:
     return [] if sdpa_is_faster(request) else ["it is slower here, or its gradient not the reference's"]
 
 
-_TRITON_BACKEND = KERNELS.python(TRITON, _load_triton, requires=("triton",), auto_reasons=_not_interpreted)
+_TRITON_BACKEND = KERNELS.triton(_load_triton)
 TRITON_KERNELS = KERNELS.kernels(TRITON)
 
 OPERATOR = Operator(

@@ -190,11 +190,7 @@ def _load_triton() -> Any:  # a statement, which torch.compile can trace
     return part_pool
 
 
-def _not_interpreted(request: Request) -> list[str]:
-    return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
-
-
-_TRITON_BACKEND = KERNELS.python("triton", _load_triton, requires=("triton",), auto_reasons=_not_interpreted)
+_TRITON_BACKEND = KERNELS.triton(_load_triton)
 
 
 def _too_much_for_cuda(request: Request) -> list[str]:

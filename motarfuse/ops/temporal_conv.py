@@ -181,15 +181,11 @@ def _load_triton() -> Any:  # a statement, which torch.compile can trace
     return temporal_conv
 
 
-def _not_interpreted(request: Request) -> list[str]:
-    return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
-
-
 OPERATOR = Operator(
     "temporal_conv",
     _example,
     backends=(
-        KERNELS.python("triton", _load_triton, requires=("triton",), auto_reasons=_not_interpreted),
+        KERNELS.triton(_load_triton),
         Backend("reference", reference, supports_everything),
     ),
 )

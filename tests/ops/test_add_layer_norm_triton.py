@@ -5,12 +5,13 @@ The interpreter shows indices, masks, formulas and what float16 rounds; bfloat16
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from motarfuse.kernels import add_layer_norm as kernels
+from motarfuse.kernels import row_norm
 
 from motarfuse import ops
 from tests.ops.add_layer_norm_cases import RESULTS, SCALES, case, check, map_tokens, outputs_and_gradients
@@ -25,25 +26,8 @@ from tests.ops.kernel_cases import (
     transposed,
 )
 from tests.ops.operator_cases import normal
+from tests.ops.triton_cases import DEVICE, GPU, INTERPRETER, Backend, backends, here
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-
-from motarfuse.kernels import add_layer_norm as kernels
-from motarfuse.kernels import row_norm
-from motarfuse.kernels._runtime import reasons_against_triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if reasons := reasons_against_triton(DEVICE):
-    pytest.skip("; ".join(reasons), allow_module_level=True)
-
-INTERPRETER = pytest.param(
-    ("triton", "cpu"), id="interpreter", marks=pytest.mark.skipif(DEVICE == "cuda", reason="Triton finds a GPU here")
-)
-GPU = pytest.param(("triton", "cuda"), id="cuda", marks=pytest.mark.gpu)
-Backend = tuple[str, str]
-backends = pytest.mark.parametrize("backend", [INTERPRETER, GPU])
-here = pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.filterwarnings()
 F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
 # Of x, of the residual, of vectors. The interpreter's bf16 arithmetic is wrong.
 USUAL = [(F32, F32, F32), (F16, F32, F32), (F16, F16, F16), (BF16, F32, F32), (BF16, BF16, BF16)]

@@ -5,12 +5,12 @@ The interpreter shows indices, masks and formulas; bfloat16 and speed it cannot 
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from motarfuse.kernels import batch_hard_triplet as kernels
 
 from motarfuse import ops
 from motarfuse.ops.batch_hard_triplet import counted_batch_hard_triplet
@@ -33,25 +33,8 @@ from tests.ops.kernel_cases import (
     layout_name,
     misaligned,
 )
+from tests.ops.triton_cases import DEVICE, GPU, INTERPRETER, Backend, backends, here
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-
-from motarfuse.kernels import batch_hard_triplet as kernels
-from motarfuse.kernels._runtime import reasons_against_triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if reasons := reasons_against_triton(DEVICE):
-    pytest.skip("; ".join(reasons), allow_module_level=True)
-
-# With a GPU nothing is interpreted.
-INTERPRETER = pytest.param(
-    ("triton", "cpu"), id="interpreter", marks=pytest.mark.skipif(DEVICE == "cuda", reason="Triton finds a GPU here")
-)
-GPU = pytest.param(("triton", "cuda"), id="cuda", marks=pytest.mark.gpu)
-Backend = tuple[str, str]
-backends = pytest.mark.parametrize("backend", [INTERPRETER, GPU])
-here = pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.filterwarnings()
 metrics = pytest.mark.parametrize("metric", METRICS)
 # The interpreter's bf16 arithmetic is wrong.
 dtypes = pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from motarfuse.kernels import bias_gelu as kernels
 
 from motarfuse import ops
 from tests.ops.bias_gelu_cases import ACTIVATIONS, case, check, outputs_and_gradients
@@ -21,21 +21,8 @@ from tests.ops.kernel_cases import (
     misaligned,
     transposed,
 )
+from tests.ops.triton_cases import BACKEND, BFLOAT16, DEVICE, here
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-
-from motarfuse.kernels import bias_gelu as kernels
-from motarfuse.kernels._runtime import reasons_against_triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if reasons := reasons_against_triton(DEVICE):
-    pytest.skip("; ".join(reasons), allow_module_level=True)
-
-Backend = tuple[str, str]
-BACKEND: Backend = ("triton", DEVICE)  # with a GPU nothing is interpreted
-here = pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.filterwarnings()
-BFLOAT16 = pytest.param(torch.bfloat16, marks=pytest.mark.gpu, id="bfloat16")  # interpreted it is wrong
 DTYPES = [torch.float32, torch.float16, BFLOAT16]
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 activations = pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -6,13 +6,14 @@ speed it cannot show.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+import triton.language as tl
+from motarfuse.kernels import linear_cross_entropy as kernels
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from motarfuse import ops
@@ -26,26 +27,7 @@ from tests.ops.kernel_cases import (
     transposed,
 )
 from tests.ops.linear_cross_entropy_cases import IGNORED, case, check, outputs_and_gradients
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-
-import triton.language as tl
-from motarfuse.kernels import linear_cross_entropy as kernels
-from motarfuse.kernels._runtime import reasons_against_triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if reasons := reasons_against_triton(DEVICE):
-    pytest.skip("; ".join(reasons), allow_module_level=True)
-
-# With a GPU nothing is interpreted.
-INTERPRETER = pytest.param(
-    ("triton", "cpu"), id="interpreter", marks=pytest.mark.skipif(DEVICE == "cuda", reason="Triton finds a GPU here")
-)
-GPU = pytest.param(("triton", "cuda"), id="cuda", marks=pytest.mark.gpu)
-Backend = tuple[str, str]
-backends = pytest.mark.parametrize("backend", [INTERPRETER, GPU])
-here = pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.filterwarnings()
+from tests.ops.triton_cases import DEVICE, GPU, INTERPRETER, Backend, backends, here
 
 
 def of_dtypes(*pairs: tuple[torch.dtype, torch.dtype]) -> Any:

@@ -13,29 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from motarfuse.kernels import part_pool as kernels
 
 from motarfuse import ops
 from tests.ops.kernel_cases import Inputs
 from tests.ops.part_pool_cases import RESULTS, SHAPES, as_a_feature_map, case, check, outputs_and_gradients
+from tests.ops.triton_cases import DEVICE, GPU, INTERPRETER, Backend, backends, here
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed", allow_module_level=True)
-
-from motarfuse.kernels import part_pool as kernels
-from motarfuse.kernels._runtime import reasons_against_triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if reasons := reasons_against_triton(DEVICE):
-    pytest.skip("; ".join(reasons), allow_module_level=True)
-
-# With a GPU nothing is interpreted.
-INTERPRETER = pytest.param(
-    ("triton", "cpu"), id="interpreter", marks=pytest.mark.skipif(DEVICE == "cuda", reason="Triton finds a GPU here")
-)
-GPU = pytest.param(("triton", "cuda"), id="cuda", marks=pytest.mark.gpu)
-Backend = tuple[str, str]
-backends = pytest.mark.parametrize("backend", [INTERPRETER, GPU])
-here = pytest.mark.gpu if DEVICE == "cuda" else pytest.mark.filterwarnings()
 # Of tokens and of part logits. The interpreter's bf16 arithmetic is wrong.
 SAME = [(torch.float32, torch.float32), (torch.float16, torch.float16), (torch.bfloat16, torch.bfloat16)]
 MIXED = [
