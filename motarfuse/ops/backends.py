@@ -47,12 +47,15 @@ class Backend(NamedTuple):
         run: Takes the operator's validated arguments and returns its results; differentiable.
         not_supported_reasons: Every reason against serving a request, sentences without a full stop; empty if it can.
         auto_reasons: Of one that can: the reasons why ``impl="auto"`` does not take it, such as another being faster.
+        auto_devices: The types of device on which ``impl="auto"`` asks it at all, None for any. The reasons say the same
+            and more, but a call cannot wait for them: asking Triton would import it.
     """
 
     name: str
     run: Callable[..., Any]
     not_supported_reasons: Callable[[Request], list[str]]
     auto_reasons: Callable[[Request], list[str]] = lambda _: []
+    auto_devices: tuple[str, ...] | None = None
 
 
 def supports_everything(_: Request) -> list[str]:
@@ -109,7 +112,10 @@ class Operator:
         preferred = self.backends.get(name) if name is not None else None
         if preferred is not None and not preferred.not_supported_reasons(request):
             return preferred
+        device_type = request.device.type
         for backend in self.backends.values():
+            if backend.auto_devices is not None and device_type not in backend.auto_devices:
+                continue
             if not backend.not_supported_reasons(request) and not backend.auto_reasons(request):
                 return backend
         raise RuntimeError(f"{self.name}: no backend can run here: {self._all_reasons(request)}")

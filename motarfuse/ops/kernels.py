@@ -84,7 +84,8 @@ class KernelFamily:
                 reasons.append(reason)
             return reasons + limits(request) + transform_reasons()
 
-        return Backend(device_type, partial(self._run, self.native_kernels), not_supported_reasons, auto_reasons)
+        run = partial(self._run, self.native_kernels)
+        return Backend(device_type, run, not_supported_reasons, auto_reasons, auto_devices=(device_type,))
 
     def python(
         self,
@@ -92,6 +93,7 @@ class KernelFamily:
         load: Callable[[], Any],
         requires: Sequence[str] = (),
         auto_reasons: Callable[[Request], list[str]] = supports_everything,
+        auto_devices: tuple[str, ...] | None = None,
     ) -> Backend:
         """A backend whose kernels are Python functions, e.g. Triton launchers.
 
@@ -101,7 +103,7 @@ class KernelFamily:
                 and ``not_supported_reasons(request)``. Called when this backend is asked, so that an import in its body
                 waits until then; a statement, because torch.compile traces that and no ``importlib``.
             requires: Packages it needs; without them the backend is there and says what is missing.
-            auto_reasons: As of `Backend`.
+            auto_reasons, auto_devices: As of `Backend`.
         """
         missing = [package for package in requires if importlib.util.find_spec(package) is None]
         kernels = self.define(f"_{name}")
@@ -116,11 +118,11 @@ class KernelFamily:
                 return [f"it needs {', '.join(missing)}: pip install {' '.join(missing)}"]
             return list(load().not_supported_reasons(request)) + transform_reasons()
 
-        return Backend(name, partial(self._run, kernels), not_supported_reasons, auto_reasons)
+        return Backend(name, partial(self._run, kernels), not_supported_reasons, auto_reasons, auto_devices)
 
     def triton(self, load: Callable[[], Any]) -> Backend:
         """The backend of Triton kernels, as of `python`; ``auto`` takes it on a GPU alone."""
-        return self.python("triton", load, requires=("triton",), auto_reasons=_not_interpreted)
+        return self.python("triton", load, ("triton",), auto_reasons=_not_interpreted, auto_devices=("cuda",))
 
     def kernels(self, name: str) -> Kernels:
         """The registered operators of the backend that `python` made with this name."""

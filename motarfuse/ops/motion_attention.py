@@ -389,7 +389,7 @@ OPERATOR = Operator(
     backends=(
         _TRITON_BACKEND,
         Backend("sdpa", run_sdpa, sdpa_reasons, _no_use_of_sdpa),
-        Backend("xformers", run_xformers, xformers_reasons),
+        Backend("xformers", run_xformers, xformers_reasons, auto_devices=("cuda",)),
         Backend("reference", reference, supports_everything),
     ),
 )

@@ -28,13 +28,15 @@ def check_tensor(name: str, value: Any, dtypes: Sequence[torch.dtype] = FLOAT_DT
 
 def check_rank(name: str, tensor: torch.Tensor, layout: str) -> None:
     """Raises ValueError unless ``tensor`` has as many dimensions as ``layout`` names, e.g. ``"(B, K, N)"``."""
-    rank = len([axis for axis in layout.strip("()").split(",") if axis.strip()])
+    rank = layout.count(",") + (not layout.endswith(",)"))
     if tensor.dim() != rank:
         raise ValueError(f"{name} must be {layout}, {rank} dimensions; got {tensor.dim()}, shape {tuple(tensor.shape)}")
 
 
 def check_shape(name: str, tensor: torch.Tensor, layout: str, shape: Sequence[int], given_by: str) -> None:
     """Raises ValueError unless ``tensor`` has exactly ``shape``, which the argument ``given_by`` implies."""
+    if tensor.shape == shape:  # all that most calls need
+        return
     check_rank(name, tensor, layout)
     for got, wanted in zip(tensor.shape, shape, strict=True):
         if got != wanted:
@@ -45,8 +47,12 @@ def check_shape(name: str, tensor: torch.Tensor, layout: str, shape: Sequence[in
 
 def check_precisions(tensors: Mapping[str, torch.Tensor | None]) -> None:
     """Raises TypeError where float64 stands beside another dtype; half types and float32 may be mixed."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    if len({tensor.dtype == torch.float64 for tensor in given.values()}) > 1:
+    given, doubles = {}, 0
+    for name, tensor in tensors.items():
+        if tensor is not None:
+            given[name] = tensor
+            doubles += tensor.dtype == torch.float64
+    if 0 < doubles < len(given):
         listed = ", ".join(f"{name} {dtype_name(tensor.dtype)}" for name, tensor in given.items())
         raise TypeError(f"float64 cannot be mixed with other dtypes; got {listed}")
 

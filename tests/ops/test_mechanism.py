@@ -101,6 +101,30 @@ def test_a_backend_is_added_with_one_line_and_comes_first_where_it_can_run(opera
     assert operator.select(_request(torch.float32)).name == "reference"
 
 
+def test_auto_does_not_ask_a_backend_of_other_devices_and_a_demand_does(operator: Operator) -> None:
+    asked = []
+
+    def reasons(request: Request) -> list[str]:
+        asked.append(request.device.type)
+        return []
+
+    operator.add(Backend("gpu", _double_forward, reasons, auto_devices=("cuda",)), before="reference")
+    assert operator.select(_request()).name == "reference"
+    assert asked == []
+    assert operator.select(_request()._replace(device=torch.device("cuda"))).name == "gpu"
+    assert operator.select(_request(), "gpu").name == "gpu"
+
+
+def test_a_call_on_a_cpu_does_not_import_triton_launchers() -> None:
+    code = (
+        "import sys, torch, motarfuse; x = torch.ones(2, 8); w = torch.ones(8); "
+        "motarfuse.ops.add_layer_norm(x, x, w, w); motarfuse.ops.linear_cross_entropy(x, x, torch.tensor([0, 1])); "
+        "print([name for name in sys.modules if name.startswith('motarfuse.kernels.')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert found.stdout.strip() == "[]"
+
+
 def test_a_python_kernel_runs_on_cpu_tensors_through_torch_library_with_gradients(operator: Operator) -> None:
     operator.add(TOY_KERNEL, before="reference")
     calls.clear()
