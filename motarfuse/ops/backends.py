@@ -47,8 +47,8 @@ class Backend(NamedTuple):
         run: Takes the operator's validated arguments and returns its results; differentiable.
         not_supported_reasons: Every reason against serving a request, sentences without a full stop; empty if it can.
         auto_reasons: Of one that can: the reasons why ``impl="auto"`` does not take it, such as another being faster.
-        auto_devices: The types of device on which ``impl="auto"`` asks it at all, None for any. The reasons say the same
-            and more, but a call cannot wait for them: asking Triton would import it.
+        auto_devices: The types of device on which ``impl="auto"`` asks it at all, None for any. The reasons say the
+            same and more, but a call cannot wait for them: asking Triton would import it.
     """
 
     name: str
