@@ -5,9 +5,12 @@ Such a module has a function ``static_cases() -> list[StaticCase]``; every kerne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+ARCHITECTURES = (80, 90, 100)
+# Shapes and dtypes that matter less are compiled for this one alone: the report compiles hundreds of programs.
+SOLE_ARCHITECTURE = 90
 DEMANDS = frozenset({"no_spills", "matrix", "wgmma", "tf32x3", "ieee"})
 _TYPES = {
     "float16": "fp16", "bfloat16": "bf16", "float32": "fp32", "float64": "fp64",
@@ -54,6 +57,13 @@ class StaticCase(NamedTuple):
     shape: str = ""
     twin: Mapping[str, Any] | None = None
 
+    @property
+    def program(self) -> str:
+        """What tells compiled programs apart: equal where two cases compile to the same."""
+        parts = (self.kernel.__module__, self.kernel.__name__, self.architecture)
+        signature, constants = sorted(self.signature.items()), sorted(self.constants.items())
+        return repr((*parts, signature, constants, self.divisible, self.num_warps, self.num_stages, self.maxnreg))
+
     @classmethod
     def of_call(
         cls, name: str, kernel: Any, architecture: int, arguments: Mapping[str, Any], **fields: Any
@@ -91,3 +101,11 @@ class StaticCase(NamedTuple):
             else:
                 raise TypeError(f"{kernel.__name__}: {parameter.name} is {value!r}, no tensor, number or None")
         return cls(name, kernel, architecture, signature, constants, tuple(divisible), **fields)
+
+
+def distinct(cases: Iterable[StaticCase]) -> list[StaticCase]:
+    """The cases without those that compile to the program of an earlier one."""
+    found: dict[str, StaticCase] = {}
+    for case in cases:
+        found.setdefault(case.program, case)
+    return list(found.values())

@@ -8,32 +8,32 @@ from collections.abc import Iterator
 import torch
 from motarfuse.kernels import batch_hard_triplet as launchers
 from motarfuse.kernels._launch import Launch
-from motarfuse.kernels._static import StaticCase
+from motarfuse.kernels._static import ARCHITECTURES, SOLE_ARCHITECTURE, StaticCase, distinct
 
+Case = tuple[int, int, str, torch.dtype]
 # Features, columns, metric: tiles of large and of small batches, of wide features, rows that are not aligned.
-BFLOAT16_SHAPES = (
-    (512, 768, "euclidean"), (512, 768, "cosine"), (64, 768, "cosine"), (4096, 2048, "cosine"), (211, 1001, "euclidean")
-)  # fmt: skip
-FLOAT32_SHAPES = ((512, 768, "euclidean"), (64, 768, "cosine"))
-SHAPES = (
-    *((torch.bfloat16, shape) for shape in BFLOAT16_SHAPES),
-    (torch.float16, BFLOAT16_SHAPES[0]),
-    *((torch.float32, shape) for shape in FLOAT32_SHAPES),
+CASES: tuple[Case, ...] = (
+    (512, 768, "euclidean", torch.bfloat16),
+    (512, 768, "cosine", torch.bfloat16),
+    (512, 768, "euclidean", torch.float32),
+)
+MORE_CASES: tuple[Case, ...] = (
+    (64, 768, "cosine", torch.bfloat16),
+    (4096, 2048, "cosine", torch.bfloat16),
+    (211, 1001, "euclidean", torch.bfloat16),
+    (512, 768, "euclidean", torch.float16),
+    (64, 768, "cosine", torch.float32),
 )
 
 
 def static_cases() -> list[StaticCase]:
     """All kernels of a forward that saves for the backward, soft margin, and the backward."""
-    cases: list[StaticCase] = []
-    for architecture in (80, 90, 100):
-        for dtype, (batch, dim, metric) in SHAPES:
-            cases += cases_of(batch, dim, metric, dtype, architecture)
-    return list({_compiled(case): case for case in reversed(cases)}.values())[::-1]
-
-
-def _compiled(case: StaticCase) -> str:
-    """The same of cases that compile to the same: the loss does not see dtype and columns."""
-    return f"{case.kernel.__name__} {case.architecture} {case.signature} {case.constants} {case.divisible}"
+    return distinct(
+        case
+        for architecture in ARCHITECTURES
+        for chosen in (*CASES, *(MORE_CASES if architecture == SOLE_ARCHITECTURE else ()))
+        for case in cases_of(*chosen, architecture)
+    )
 
 
 def cases_of(batch: int, dim: int, metric: str, dtype: torch.dtype, architecture: int) -> Iterator[StaticCase]:

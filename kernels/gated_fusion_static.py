@@ -7,26 +7,34 @@ from collections.abc import Iterator
 
 import torch
 from motarfuse.kernels import gated_fusion as launchers
-from motarfuse.kernels._static import StaticCase
+from motarfuse.kernels._static import ARCHITECTURES, SOLE_ARCHITECTURE, StaticCase, distinct
 from motarfuse.kernels.row_norm_kernels import row_norm_sum_kernel
 
 MULTIPROCESSORS = 132
+Case = tuple[tuple[int, int, int], torch.dtype]
 # Batch, tokens, channels; dtype of x and motion.
-CASES = (
+CASES: tuple[Case, ...] = (
     ((64, 128, 768), torch.bfloat16),
-    ((64, 128, 768), torch.float16),
     ((64, 128, 768), torch.float32),
+    ((64, 128, 4096), torch.bfloat16),
+)
+MORE_CASES: tuple[Case, ...] = (
+    ((64, 128, 768), torch.float16),
     ((512, 128, 64), torch.bfloat16),
     ((64, 128, 1000), torch.bfloat16),
     ((64, 128, 2048), torch.bfloat16),
-    ((64, 128, 4096), torch.bfloat16),
     ((64, 128, 4096), torch.float32),
 )
 
 
 def static_cases() -> list[StaticCase]:
     """Forward and backward at shapes of the network, with all results and gradients."""
-    return [case for architecture in (80, 90, 100) for chosen in CASES for case in cases_of(*chosen, architecture)]
+    return distinct(
+        case
+        for architecture in ARCHITECTURES
+        for chosen in (*CASES, *(MORE_CASES if architecture == SOLE_ARCHITECTURE else ()))
+        for case in cases_of(*chosen, architecture)
+    )
 
 
 def cases_of(shape: tuple[int, int, int], dtype: torch.dtype, architecture: int) -> Iterator[StaticCase]:

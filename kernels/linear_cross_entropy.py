@@ -25,7 +25,8 @@ BUSY = 264
 FAR = 2**31
 # More groups of columns than this make the same logits again for little.
 MOST_GROUPS = 4
-_HALF = (torch.float16, torch.bfloat16)
+# Half numbers that are a float32 one: 2 x 11 bits are within its own rounding, bfloat16 takes 3 x 8.
+_PARTS = {torch.float16: 2, torch.bfloat16: 3}
 _REDUCED = 1024
 
 
@@ -53,15 +54,30 @@ def forward_tiles(p: Problem) -> Tiles:
     """Of the forward."""
     if not (p.half and p.aligned):
         return _SMALL
+    if p.parts > 1:
+        return Tiles(64 if p.rows <= 64 or p.architecture == 80 else 128, 128, 64, 0, 8, 2)
     stages = 2 if p.architecture == 80 else 3
     return Tiles(64, 128, 64, 0, 4, stages) if p.rows <= 64 else Tiles(128, 128, 64, 0, 8, stages)
 
 
-def backward_tiles(p: Problem) -> Tiles:
-    """Of the backward, both gradients. 128 rows of 128 classes spill up to 50 bytes but on Hopper."""
+def backward_tiles(p: Problem, of_classes: bool) -> Tiles:
+    """Of a gradient, the weight's (``of_classes``) or features'. 128 rows of 128 classes spill but on Hopper."""
     if not (p.half and p.aligned):
         return _SMALL
+    if p.parts > 1:
+        return _backward_tiles_of_parts(p, of_classes)
     return Tiles(128 if p.rows > 64 and p.architecture == 90 else 64, 128, 64, 64, 8, 2)
+
+
+def _backward_tiles_of_parts(p: Problem, of_classes: bool) -> Tiles:
+    """Each number of the weight, or of the logits' gradient, takes the registers of its parts as well."""
+    if of_classes:
+        return Tiles(64, 128, 32, 32, 8, 2) if p.architecture == 100 else Tiles(64, 128, 64, 64, 8, 2)
+    if p.architecture == 100:
+        return Tiles(64, 128, 64, 64, 8, 2)
+    if p.architecture == 90:
+        return Tiles(64, 128, 32, 64, 8, 2) if p.rows <= 64 else Tiles(128, 128, 64, 32, 8, 2)
+    return Tiles(64, 128, 32, 32, 8, 2) if p.rows <= 64 else Tiles(128, 64, 32, 32, 8, 2)
 
 
 class Cut(NamedTuple):
@@ -80,7 +96,8 @@ def cut(tiles: int, blocks: int) -> Cut:
 class Problem:
     """A call's tensors with what its kernels want to know of them.
 
-    ``dtype`` is what products are made of: a half type if both tensors have it, else the type computed in.
+    ``dtype`` is what products are made of: features' half type if the weight has it or is float32, whose numbers are
+    then sums of ``parts`` half ones; else the type computed in.
     """
 
     def __init__(
@@ -91,7 +108,8 @@ class Problem:
         self.rows, self.width = features.shape
         self.classes = weight.shape[0]
         self.compute = torch.float64 if features.dtype == torch.float64 else torch.float32
-        self.half = features.dtype in _HALF and weight.dtype == features.dtype
+        self.half = features.dtype in _PARTS and weight.dtype in (features.dtype, torch.float32)
+        self.parts = _PARTS[features.dtype] if self.half and weight.dtype == torch.float32 else 1
         self.dtype = features.dtype if self.half else self.compute
         self.architecture = architecture_of(features.device) if architecture is None else architecture
         strides = features.stride() + weight.stride()
@@ -108,7 +126,7 @@ class Problem:
             "p_labels": self.labels, "labels_n": self.labels.stride(0), "num_rows": self.rows,
             "num_classes": self.classes, "smoothing": float(self.smoothing), "width": self.width, "WIDTH": self.width,
             "SMOOTHED": self.smoothing > 0, "DTYPE": TYPES[self.dtype], "COMPUTE": TYPES[self.compute],
-            "INDEX": self.index,
+            "INDEX": self.index, "PARTS": self.parts,
             # Plain TF32 would lose half of float32's digits; three products keep them.
             "PRECISION": "tf32x3" if self.dtype == torch.float32 else "ieee",
             "SCALE": 32768.0 if self.dtype == torch.float16 else 1.0,
@@ -187,7 +205,7 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, p: Problem, of_classes: bool) -> Plan:
-        tiles = backward_tiles(p)
+        tiles = backward_tiles(p, of_classes)
         row_blocks, class_blocks = -(-p.rows // tiles.block_b), -(-p.classes // tiles.block_c)
         blocks, others = (class_blocks, row_blocks) if of_classes else (row_blocks, class_blocks)
         splits, tiles_each = cut(others, blocks)

@@ -3,6 +3,7 @@
 docs/kernels/linear_cross_entropy.md has the derivation. Logits of a half type are exact products, summed in float32; in
 the backward they are made again in the same order, so that a softmax meets the maximum it was made with. Their gradient
 is rounded once where products are of a half type; SCALE, a power of two, keeps e / C above float16's smallest numbers.
+Beside half features a float32 weight is the sum of PARTS half numbers, and so is the logits' gradient for its own.
 
 Sums leave the matrix units after each tile, because those cut off where they should round.
 """
@@ -26,12 +27,55 @@ def offsets(rows, stride_n, stride_d, BLOCK_D: tl.constexpr, INDEX: tl.constexpr
 
 
 @triton.jit
+def in_units(values, AXIS: tl.constexpr):
+    """float32 values over powers of two that bring the largest one along an axis to [1024, 2048); these powers.
+
+    float16 has no exponents for float32's range.
+    """
+    largest = tl.max(tl.abs(values), AXIS).to(tl.int32, bitcast=True)
+    # The smallest exponents are raised so that these powers and their inverses are normal numbers.
+    units = tl.maximum(largest & 0x7F800000, 0x08000000) - 0x05000000
+    inverse = tl.expand_dims((0x7F000000 - units).to(tl.float32, bitcast=True), AXIS)
+    return values * inverse, tl.expand_dims(units.to(tl.float32, bitcast=True), AXIS)
+
+
+@triton.jit
+def in_parts(values, DTYPE: tl.constexpr, PARTS: tl.constexpr):
+    """DTYPE's numbers that add up to values, the largest first, as far as there are PARTS of them."""
+    first = values.to(DTYPE)
+    second = first
+    third = first
+    if PARTS > 1:
+        rest = values - first.to(tl.float32)
+        second = rest.to(DTYPE)
+        if PARTS > 2:
+            third = (rest - second.to(tl.float32)).to(DTYPE)
+    return first, second, third
+
+
+@triton.jit
+def product(
+    lefts, rights, LEFTS: tl.constexpr, RIGHTS: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr
+):  # fmt: skip
+    """The product of what `in_parts` gave, of which one side is in one part; the smallest products first."""
+    LAST: tl.constexpr = LEFTS * RIGHTS - 1
+    sums = tl.dot(
+        lefts[LAST if LEFTS > 1 else 0], rights[LAST if RIGHTS > 1 else 0], input_precision=PRECISION,
+        out_dtype=COMPUTE,
+    )  # fmt: skip
+    for done in tl.static_range(LAST):
+        left, right = lefts[LAST - 1 - done if LEFTS > 1 else 0], rights[LAST - 1 - done if RIGHTS > 1 else 0]
+        sums = tl.dot(left, right, sums, input_precision=PRECISION, out_dtype=COMPUTE)
+    return sums
+
+
+@triton.jit
 def tile_of_logits(
     p_features, rows, features_n, features_d,  # from a first row on, (BLOCK_B,)
     p_weight, classes, weight_n, weight_d,  # from a first class on, (BLOCK_C,)
     width,  # WIDTH again, unknown to the compiler, which would unroll the loop
     WIDTH: tl.constexpr, DTYPE: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """(BLOCK_B, BLOCK_C) logits."""
     features_offsets = offsets(rows, features_n, features_d, BLOCK_D, INDEX)
@@ -42,9 +86,13 @@ def tile_of_logits(
         p_tile = place(p_features, 0, features_n, start, features_d)
         features = tl.load(p_tile + features_offsets, mask=inside, other=0.0).to(DTYPE)
         p_tile = place(p_weight, 0, weight_n, start, weight_d)
-        weight = tl.load(p_tile + weight_offsets, mask=inside, other=0.0).to(DTYPE)
+        weight = tl.trans(tl.load(p_tile + weight_offsets, mask=inside, other=0.0))
+        units = 1.0
+        if PARTS == 2:  # of float16
+            weight, units = in_units(weight, 0)
+        parts = in_parts(weight, DTYPE, PARTS)
         # Halved, so that the compiler leaves the sum of tiles outside of the products.
-        sums += 0.5 * tl.dot(features, tl.trans(weight), input_precision=PRECISION, out_dtype=COMPUTE)
+        sums += 0.5 * units * product((features,), parts, 1, PARTS, COMPUTE, PRECISION)
     return 2.0 * sums
 
 
@@ -62,7 +110,7 @@ def linear_cross_entropy_fwd_kernel(
     num_rows, num_classes, width, row_blocks, num_splits, tiles_each,  # of BLOCK_C classes
     features_n, features_d, weight_n, weight_d, labels_n,
     WIDTH: tl.constexpr, SMOOTHED: tl.constexpr, DTYPE: tl.constexpr, COMPUTE: tl.constexpr, INDEX: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A program takes BLOCK_B rows through a range of classes; programs side by side share that range's weights."""
     first_row, split = tl.program_id(0) % row_blocks * BLOCK_B, tl.program_id(0) // row_blocks
@@ -79,7 +127,7 @@ def linear_cross_entropy_fwd_kernel(
         logits = tile_of_logits(
             p_features, rows, features_n, features_d, place(p_weight, start, weight_n, 0, weight_d),
             tl.minimum(tl.arange(0, BLOCK_C), num_classes - 1 - start), weight_n, weight_d,
-            width, WIDTH, DTYPE, COMPUTE, INDEX, PRECISION, BLOCK_B, BLOCK_C, BLOCK_D,
+            width, WIDTH, DTYPE, COMPUTE, INDEX, PRECISION, PARTS, BLOCK_B, BLOCK_C, BLOCK_D,
         )  # fmt: skip
         classes = start + tl.arange(0, BLOCK_C)[None, :]
         if SMOOTHED:
@@ -153,7 +201,7 @@ def linear_cross_entropy_bwd_kernel(
     tiles_each, blocks_each,  # of a program: tiles of the other tensor's rows, BLOCK_G columns of the result
     features_n, features_d, weight_n, weight_d, labels_n, sums_s, sums_n, sums_d, grad_n, grad_d,
     WIDTH: tl.constexpr, OWNS_CLASSES: tl.constexpr, DTYPE: tl.constexpr,
-    COMPUTE: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr, SCALE: tl.constexpr,
+    COMPUTE: tl.constexpr, INDEX: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr, SCALE: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_G: tl.constexpr,
 ):  # fmt: skip
     """dz weight, or dz^T features: a program owns a block of N rows of one and goes through rows of the other.
@@ -164,6 +212,9 @@ def linear_cross_entropy_bwd_kernel(
     block, split, group = pid % own_blocks, pid // own_blocks % num_splits, pid // own_blocks // num_splits
     BLOCK_OWN: tl.constexpr = BLOCK_C if OWNS_CLASSES else BLOCK_B
     BLOCK_OTHER: tl.constexpr = BLOCK_B if OWNS_CLASSES else BLOCK_C
+    GRADS: tl.constexpr = PARTS if OWNS_CLASSES else 1
+    # Features' gradient is of a half type itself: two parts of the weight are enough, one of the logits' gradient.
+    OTHERS: tl.constexpr = 1 if OWNS_CLASSES else min(PARTS, 2)
     num_own = num_classes if OWNS_CLASSES else num_rows
     num_other = num_rows if OWNS_CLASSES else num_classes
     factor = tl.load(p_grad_loss).to(COMPUTE) / tl.load(p_count) * (1.0 / SCALE)
@@ -185,7 +236,7 @@ def linear_cross_entropy_bwd_kernel(
         p_classes = place(p_weight, first_class, weight_n, 0, weight_d)
         grads = tile_of_logits(
             p_rows, rows, features_n, features_d, p_classes, classes, weight_n, weight_d,
-            width, WIDTH, DTYPE, COMPUTE, INDEX, PRECISION, BLOCK_B, BLOCK_C, BLOCK_D,
+            width, WIDTH, DTYPE, COMPUTE, INDEX, PRECISION, PARTS, BLOCK_B, BLOCK_C, BLOCK_D,
         )  # fmt: skip
         p_top = p_statistics + first_row + rows
         top, inverse = tl.load(p_top), tl.load(p_top + num_rows)
@@ -194,9 +245,10 @@ def linear_cross_entropy_bwd_kernel(
         classes = first_class + tl.arange(0, BLOCK_C)[None, :]
         grads -= tl.where(classes == labels[:, None], hot, others)
         counted = (first_row + tl.arange(0, BLOCK_B) < num_rows) & (inverse != 0.0)
-        grads = tl.where(counted[:, None] & (classes < num_classes), grads * SCALE, 0.0).to(DTYPE)
+        grads = tl.where(counted[:, None] & (classes < num_classes), grads * SCALE, 0.0)
         if OWNS_CLASSES:
             grads = tl.trans(grads)
+        grads = in_parts(grads, DTYPE, GRADS)
         if p_sums is not None:
             tl.debug_barrier()  # sums of the last tile, written by other threads of this program
         for column in range(first_column, tl.minimum(first_column + blocks_each * BLOCK_G, WIDTH), BLOCK_G):
@@ -209,8 +261,12 @@ def linear_cross_entropy_bwd_kernel(
                 p_tile += offsets(
                     tl.minimum(tl.arange(0, BLOCK_C), num_classes - 1 - first_class), weight_n, weight_d, BLOCK_G, INDEX
                 )
-            other = tl.load(p_tile, mask=has_column, other=0.0).to(DTYPE)
-            sums = tl.dot(grads, other, input_precision=PRECISION, out_dtype=COMPUTE) * factor
+            other = tl.load(p_tile, mask=has_column, other=0.0)
+            units = 1.0
+            if PARTS == 2 and not OWNS_CLASSES:
+                other, units = in_units(other, 0)
+            other = in_parts(other, DTYPE, OTHERS)
+            sums = product(grads, other, GRADS, OTHERS, COMPUTE, PRECISION) * (factor * units)
             inside, own = has_own & has_column, tl.arange(0, BLOCK_OWN)
             if p_sums is not None:
                 p_place = place(p_sums, 0, sums_n, column, sums_d) + offsets(own, sums_n, sums_d, BLOCK_G, INDEX)

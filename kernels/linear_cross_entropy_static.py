@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from motarfuse.kernels import linear_cross_entropy as launchers
 from motarfuse.kernels._launch import Launch
-from motarfuse.kernels._static import StaticCase
+from motarfuse.kernels._static import ARCHITECTURES, SOLE_ARCHITECTURE, StaticCase, distinct
 from motarfuse.kernels.linear_cross_entropy_kernels import (
     linear_cross_entropy_bwd_kernel,
     linear_cross_entropy_combine_kernel,
@@ -16,35 +16,39 @@ from motarfuse.kernels.linear_cross_entropy_kernels import (
     linear_cross_entropy_reduce_kernel,
 )
 
-# Rows, columns, classes: a batch with Market-1501's identities, and with many classes.
-SHAPES = ((64, 768, 751), (256, 768, 100_000))
-# Rows that are not aligned.
-ODD_SHAPE = (256, 771, 10_000)
-TYPES = (
-    *((torch.bfloat16, shape) for shape in (*SHAPES, ODD_SHAPE)),
-    *((dtype, (256, 768, 10_000)) for dtype in (torch.float16, torch.float32)),
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+# Rows, columns, classes: a batch with Market-1501's identities, with many classes, rows that are not aligned.
+SMALL, LARGE, ODD = (64, 768, 751), (256, 768, 100_000), (256, 771, 10_000)
+Case = tuple[tuple[int, int, int], torch.dtype, torch.dtype]
+# Dtypes of features and of the weight.
+CASES: tuple[Case, ...] = (
+    (SMALL, BF16, BF16), (LARGE, BF16, BF16), ((256, 768, 10_000), FP32, FP32),
+    (SMALL, BF16, FP32), (LARGE, BF16, FP32), ((256, 768, 10_000), FP16, FP32),
 )  # fmt: skip
+MORE_CASES: tuple[Case, ...] = (((256, 768, 10_000), FP16, FP16), (ODD, BF16, BF16), (ODD, FP16, FP32))
 SMALL_KERNELS = (linear_cross_entropy_combine_kernel, linear_cross_entropy_reduce_kernel)
 
 
 def static_cases() -> list[StaticCase]:
     """Forward and backward with both gradients, with smoothing."""
-    return [
+    return distinct(
         case
-        for architecture in (80, 90, 100)
-        for dtype, shape in TYPES
-        for case in cases_of(dtype, shape, architecture)
-    ]
+        for architecture in ARCHITECTURES
+        for chosen in (*CASES, *(MORE_CASES if architecture == SOLE_ARCHITECTURE else ()))
+        for case in cases_of(*chosen, architecture)
+    )
 
 
-def cases_of(dtype: torch.dtype, shape: tuple[int, int, int], architecture: int) -> Iterator[StaticCase]:
+def cases_of(
+    shape: tuple[int, int, int], dtype: torch.dtype, weight_dtype: torch.dtype, architecture: int
+) -> Iterator[StaticCase]:
     """The kernels of contiguous tensors."""
     rows, width, classes = shape
 
     def empty(*sizes: int, of: torch.dtype = torch.float32) -> torch.Tensor:
         return torch.empty(sizes, dtype=of, device="meta")
 
-    features, weight = empty(rows, width, of=dtype), empty(classes, width, of=dtype)
+    features, weight = empty(rows, width, of=dtype), empty(classes, width, of=weight_dtype)
     p = launchers.Problem(features, weight, empty(rows, of=torch.int64), 0.1, architecture)
     loss, count, statistics = empty(), empty(), empty(2, rows)
     launches = {
@@ -52,11 +56,12 @@ def cases_of(dtype: torch.dtype, shape: tuple[int, int, int], architecture: int)
         "features": launchers.backward_launches(p, loss, count, statistics, features, False),
         "weight": launchers.backward_launches(p, loss, count, statistics, weight, True),
     }
-    name = f"{str(dtype).removeprefix('torch.')} {rows}x{width} C{classes}"
+    kinds = "+".join(dict.fromkeys(str(one).removeprefix("torch.") for one in (dtype, weight_dtype)))
+    name = f"{kinds} {rows}x{width} C{classes}"
     for part, launched in launches.items():
         for launch in launched:
-            # Sums over ranges are the same kernel for features and weight, and for all shapes of an architecture.
-            if launch.kernel in SMALL_KERNELS and (shape != SHAPES[0] or part == "weight"):
+            # Sums over ranges are about the same kernel for features and weight and for all shapes.
+            if launch.kernel in SMALL_KERNELS and (part == "weight" or (shape, dtype, weight_dtype) != CASES[0]):
                 continue
             yield _case(part, launch, name, p, architecture)
 

@@ -9,39 +9,35 @@ import torch
 from motarfuse.kernels import motion_attention as launchers
 from motarfuse.kernels import motion_attention_table as table
 from motarfuse.kernels._launch import Launch
-from motarfuse.kernels._static import StaticCase
+from motarfuse.kernels._static import ARCHITECTURES, SOLE_ARCHITECTURE, StaticCase, distinct
 
 # Batch, heads, queries, keys, head dim, motion channels.
 HALF_SHAPES = (
-    (64, 12, 129, 129, 64, 10), (64, 12, 138, 138, 64, 10), (64, 12, 211, 211, 64, 10), (64, 12, 243, 243, 64, 10),
-    (64, 12, 243, 243, 64, 16), (64, 3, 129, 129, 32, 10), (64, 3, 243, 243, 32, 10), (16, 12, 1032, 1032, 64, 12),
-    (16, 12, 1032, 1032, 64, 0), (16, 12, 1032, 1032, 64, 16), (16, 3, 1032, 1032, 32, 12), (16, 3, 1032, 1032, 32, 16),
-    (64, 16, 257, 257, 80, 10), (16, 8, 1032, 1032, 128, 16),
-    # Every cut of the short forward, with 32 and 16 extra channels, with and without queries left over.
-    *((64, 12, 64 + rest, keys, 64, 16) for keys in table.SHORT_LENGTHS for rest in (0, 16, 32)),
-    *((64, 3, keys, keys, 32, 16) for keys in table.SHORT_LENGTHS),
-    *((64, 12, keys, keys, 64, 10) for keys in table.SHORT_LENGTHS),
+    (64, 12, 129, 129, 64, 10), (64, 12, 243, 243, 64, 16), (64, 3, 129, 129, 32, 10), (16, 12, 1032, 1032, 64, 12),
+    (16, 3, 1032, 1032, 32, 16), (16, 8, 1032, 1032, 128, 16), (64, 12, 128, 128, 64, 10),
 )  # fmt: skip
 FLOAT_SHAPES = ((16, 3, 1032, 1032, 32, 12), (16, 12, 1032, 1032, 64, 12), (16, 8, 1032, 1032, 128, 12))
 # Of float32, whose kernels are compiled three times to prove that all products are made of three.
 PROVEN_SHAPE = FLOAT_SHAPES[1]
+MORE_HALF_SHAPES = (
+    (64, 12, 138, 138, 64, 10), (64, 12, 211, 211, 64, 10), (64, 12, 243, 243, 64, 10), (64, 3, 243, 243, 32, 10),
+    (16, 12, 1032, 1032, 64, 0), (16, 12, 1032, 1032, 64, 16), (16, 3, 1032, 1032, 32, 12), (64, 16, 257, 257, 80, 10),
+    # Every cut of the short forward with 32 extra channels, with queries left over where that takes another tile.
+    *((64, 12, 96 if keys <= 144 else 64, keys, 64, 16) for keys in table.SHORT_LENGTHS),
+    *((64, 12, 64 + rest, 144, 64, 16) for rest in (0, 16)),
+    *((64, 3, keys, keys, 32, 16) for keys in (144, 224)),
+)  # fmt: skip
 
 
 def static_cases() -> list[StaticCase]:
     """Every entry of the table, at shapes of the network and of common ViTs, in bfloat16 and float32."""
-    cases: dict[str, StaticCase] = {}
-    for architecture in table.ARCHITECTURES:
-        for dtype, shapes in ((torch.bfloat16, HALF_SHAPES), (torch.float32, FLOAT_SHAPES)):
+    cases: list[StaticCase] = []
+    for architecture in ARCHITECTURES:
+        half_shapes = (*HALF_SHAPES, *(MORE_HALF_SHAPES if architecture == SOLE_ARCHITECTURE else ()))
+        for dtype, shapes in ((torch.bfloat16, half_shapes), (torch.float32, FLOAT_SHAPES)):
             for shape in shapes:
-                for case in cases_of(shape, dtype, architecture):
-                    cases.setdefault(_compiled_as(case), case)
-    return list(cases.values())
-
-
-def _compiled_as(case: StaticCase) -> str:
-    """What tells programs apart; lengths and strides are arguments."""
-    parts = (case.kernel.__name__, case.architecture, case.signature, case.constants, case.divisible)
-    return repr((*parts, case.num_warps, case.num_stages, case.maxnreg))
+                cases += cases_of(shape, dtype, architecture)
+    return distinct(cases)
 
 
 def cases_of(shape: Sequence[int], dtype: torch.dtype, architecture: int) -> Iterator[StaticCase]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from motarfuse.kernels import part_pool as launchers
 from motarfuse.kernels._launch import Launch
-from motarfuse.kernels._static import StaticCase
+from motarfuse.kernels._static import ARCHITECTURES, SOLE_ARCHITECTURE, StaticCase, distinct
 
 # Batch, cells, channels, parts.
 SHAPES = ((512, 128, 768, 8), (512, 128, 768, 32), (512, 2048, 64, 8), (512, 2048, 64, 32))
@@ -20,21 +20,27 @@ MORE_SHAPES = (
 # Of float32, whose kernels are compiled three times to prove that all products are made of three.
 PROVEN_SHAPE = SHAPES[0]
 BFLOAT16_FLOAT32 = (torch.bfloat16, torch.float32)
-# Of tokens and of part logits.
-TYPES = (
-    (torch.bfloat16, torch.bfloat16), BFLOAT16_FLOAT32, (torch.float16, torch.float16), (torch.float16, torch.float32),
-    (torch.float32, torch.float32),
-)  # fmt: skip
+# Of tokens and of part logits, with the shapes that go with them.
+CASES = (
+    *((shape, BFLOAT16_FLOAT32) for shape in SHAPES),
+    (PROVEN_SHAPE, (torch.float16, torch.float32)),
+    (PROVEN_SHAPE, (torch.float32, torch.float32)),
+)
+MORE_CASES = (
+    *((shape, BFLOAT16_FLOAT32) for shape in MORE_SHAPES),
+    *((SHAPES[-1], (dtype, torch.float32)) for dtype in (torch.float16, torch.float32)),
+    *((shape, (dtype, dtype)) for dtype in (torch.bfloat16, torch.float16) for shape in (SHAPES[0], SHAPES[-1])),
+)
 
 
 def static_cases() -> list[StaticCase]:
     """Forward and backward at shapes of the network, with all results and gradients."""
-    cases: list[StaticCase] = []
-    for architecture in (80, 90, 100):
-        for dtypes in TYPES:
-            for shape in (*SHAPES, *(MORE_SHAPES if dtypes == BFLOAT16_FLOAT32 else ())):
-                cases += cases_of(shape, *dtypes, architecture)
-    return cases
+    return distinct(
+        case
+        for architecture in ARCHITECTURES
+        for shape, dtypes in (*CASES, *(MORE_CASES if architecture == SOLE_ARCHITECTURE else ()))
+        for case in cases_of(shape, *dtypes, architecture)
+    )
 
 
 def cases_of(

@@ -5,6 +5,7 @@ Nothing here needs a GPU. The kernel in tests/toy_kernels.py is compiled in a pr
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import multiprocessing
 import shutil
@@ -390,6 +391,51 @@ def specialised() -> list[str]:
     return wrong
 
 
+def chosen() -> tuple[list[str], list[str]]:
+    """Cases that compile to the program of another one, and kernels that an architecture lacks; as `specialised`."""
+    from motarfuse.kernels._static import distinct
+
+    again, missing = [], []
+    for name in tool.kernel_modules():
+        module = importlib.import_module(name)
+        cases = module.static_cases() if hasattr(module, "static_cases") else []
+        kept = {id(case) for case in distinct(cases)}
+        again += [f"{case.name} (sm_{case.architecture})" for case in cases if id(case) not in kept]
+        compiled = {(case.kernel.__name__, case.architecture) for case in cases}
+        missing += [
+            f"{kernel} (sm_{architecture})"
+            for kernel in sorted({kernel for kernel, _ in compiled})
+            for architecture in table.ARCHITECTURES
+            if (kernel, architecture) not in compiled
+        ]
+    return again, missing
+
+
+def distinct_toys() -> list[str]:
+    """Names of the toys that `distinct` keeps; as `specialised`."""
+    from motarfuse.kernels._static import distinct
+
+    from tests.toy_kernels import case
+
+    toy = case("toy bf16", 90, "bf16", "tf32")
+    others = [
+        toy._replace(name="again", shape="another", trips=(), programs=1),
+        toy._replace(name="other", constants={**toy.constants, "TILE": 128}),
+        toy._replace(name="capped", maxnreg=72),
+        toy._replace(name="divisible", divisible=()),
+        toy._replace(name="older", architecture=80),
+        toy._replace(name="once more", constants=dict(reversed(toy.constants.items()))),
+    ]
+    return [case.name for case in distinct([toy, *others])]
+
+
+def table_and_cases(modules: list[str]) -> tuple[list[str], list[str]]:
+    """Rows of the committed table that are no case, and cases that have no row; as `specialised`."""
+    cases = {(case.name, f"sm_{case.architecture}") for case in triton_cases.find(modules).cases}
+    rows = {row.key for row in table.read(tool.TABLE) if row.compiler.startswith("triton")}
+    return sorted(map(str, rows - cases)), sorted(map(str, cases - rows))
+
+
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
     """The report's worker process with an empty cache."""
@@ -397,6 +443,24 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecut
     folder = str(tmp_path_factory.mktemp("triton"))
     with ProcessPoolExecutor(1, context, triton_cases.start, (folder,)) as pool:
         yield pool
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+class TestCases:
+    """What the report compiles of the project's kernels; nothing is compiled here."""
+
+    def test_no_program_is_compiled_twice_and_every_architecture_has_every_kernel(
+        self, pool: ProcessPoolExecutor
+    ) -> None:
+        again, missing = pool.submit(chosen).result()
+        assert again == []
+        assert missing == []
+
+    def test_the_committed_table_has_a_row_for_every_case_and_no_other(self, pool: ProcessPoolExecutor) -> None:
+        assert pool.submit(table_and_cases, tool.kernel_modules()).result() == ([], [])
+
+    def test_distinct_keeps_the_first_case_of_each_program(self, pool: ProcessPoolExecutor) -> None:
+        assert pool.submit(distinct_toys).result() == ["toy bf16", "other", "capped", "divisible", "older"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")

@@ -36,7 +36,9 @@ def linear_cross_entropy(
 
     Args:
         features: (B, D) float16, bfloat16, float32 or float64; any strides.
-        weight: (C, D), C >= 1; any strides.
+        weight: (C, D), C >= 1; any strides, and any of these dtypes but float64 beside others. Half features beside a
+            float32 weight, which autocast leaves, are multiplied as half numbers at float32's precision in
+            ``"triton"``; other mixed dtypes as float32 (three TF32 products, slower).
         labels: (B,) integers in [0, C), or ``ignore_index``. They are not checked, which would wait for the device: any
             other label makes the loss and all gradients that depend on its row NaN in ``"triton"``, and is whatever
             PyTorch's ``gather`` makes of it in ``"reference"``: an error on a CPU, an assertion of the device on a GPU.
@@ -56,7 +58,8 @@ def linear_cross_entropy(
 
     Gradients: to features and weight, where they require one: dz_b = (softmax(z_b) - (1 - e) onehot(y) - e / C) / n, n
     the number of labels that count, dfeatures = dz weight, dweight = dz^T features. The Triton kernels round n dz once
-    to the half type that features and weight share; they are differentiable once and raise on the second derivative.
+    to the half type that features and weight share (to features' half type beside a float32 weight, for dfeatures
+    alone: dweight has float32's precision); they are differentiable once and raise on the second derivative.
     The reference is differentiable any number of times, and is what ``impl="auto"`` takes under ``torch.func``.
 
     Deterministic: every sum has a fixed order; two runs are bitwise equal.
@@ -65,7 +68,8 @@ def linear_cross_entropy(
     backward, where a gradient is summed over several tiles and is no float32 or the sum is divided among programs,
     float32 sums of at most that gradient's numbers, or 264 blocks of 128 rows of it. The reference stores the logits.
 
-    Cost: 2 B C D FLOP forward, 4 B C D for each gradient, which makes the logits again; the weight is read once
+    Cost: 2 B C D FLOP forward, 4 B C D for each gradient, which makes the logits again (beside a float32 weight 2 to 3
+    times these in products of half numbers); the weight is read once
     forward and once for its own gradient where B <= 128, and about twice for features' gradient.
 
     Source: Szegedy et al. 2016 (smoothing); Wijmans et al. 2024 (Cut Cross-Entropy) avoid the logits in the same way.

@@ -30,7 +30,7 @@ def linear_cross_entropy(
     """
     compute = compute_dtype(features, weight)
     with without_autocast(features.device):
-        logits = features.to(compute) @ weight.to(compute).T
+        logits = F.linear(features.to(compute), weight.to(compute))
         labels = labels.long()  # before the comparison: in eight bits 156 is -100
         total = F.cross_entropy(
             logits, labels, ignore_index=ignore_index, reduction="sum", label_smoothing=label_smoothing
