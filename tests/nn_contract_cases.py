@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,10 @@ class Layer:
         call: How it is used, by ``call(module, *arguments)``.
         exports: Whether `torch.export` takes it: everything is a tensor.
         moves: Whether training moves statistics that the same forward reads, so that a second forward differs.
+        joined: Whether processes that each train on a part of a batch learn what one does from the whole: not so where
+            something is drawn, or is a function of the process's own part.
+        compiles_quickly: By torch's default backend; the others take 7 to 65 s of one core, and
+            are made of what the rest is made of.
     """
 
     make: Callable[[], nn.Module]
@@ -38,10 +43,16 @@ class Layer:
     call: Call = lambda module, *arguments: module(*arguments)
     exports: bool = True
     moves: bool = False
+    joined: bool = True
+    compiles_quickly: bool = True
+
+
+# Whose numbers are drawn, of processes that each have their own.
+PROCESS: ContextVar[int] = ContextVar("process", default=0)
 
 
 def draw(*sizes: int, seed: int = 0) -> Tensor:
-    return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(*sizes, generator=torch.Generator().manual_seed(seed + 100 * PROCESS.get()), dtype=torch.float64)
 
 
 def tokens() -> Tensor:
@@ -195,16 +206,25 @@ LAYERS: dict[str, Layer] = {
         lambda: layers.BNNeck(DIM),
         lambda: (draw(BATCH, DIM),),
         ": weight bias running_mean running_var num_batches_tracked",
+        joined=False,
     ),
-    "Block": Layer(lambda: layers.Block(DIM, HEADS, layer_scale=0.5, drop_path=0.4), lambda: (tokens(),), BLOCK),
+    "Block": Layer(
+        lambda: layers.Block(DIM, HEADS, layer_scale=0.5, drop_path=0.4), lambda: (tokens(),), BLOCK, joined=False
+    ),
     "CanonicalPosture": Layer(
-        lambda: layers.CanonicalPosture(anchors()), posture, ": keypoints affines", call_posture, moves=True
+        lambda: layers.CanonicalPosture(anchors()),
+        posture,
+        ": keypoints affines",
+        call_posture,
+        moves=True,
+        compiles_quickly=False,
     ),
-    "DropPath": Layer(lambda: layers.DropPath(0.4), lambda: (tokens(),), ""),
+    "DropPath": Layer(lambda: layers.DropPath(0.4), lambda: (tokens(),), "", joined=False),
     "FusionEncoder": Layer(
         lambda: layers.FusionEncoder(DIM, HEADS, scope="clip"),
         lambda: (clip(), draw(BATCH, FRAMES, DIM), draw(BATCH, FRAMES, PARTS, DIM), states(BATCH * FRAMES)[-1]),
         FUSION,
+        compiles_quickly=False,
     ),
     "GatedFusion": Layer(
         lambda: layers.GatedFusion(DIM),
@@ -230,11 +250,14 @@ LAYERS: dict[str, Layer] = {
         "part.identity: weight",
         call_consistency,
         exports=False,  # a warp is any function
+        joined=False,
+        compiles_quickly=False,
     ),
     "MotionCrossAttention": Layer(
         lambda: layers.MotionCrossAttention(DIM, HEADS),
         lambda: (draw(BATCH, CELLS, DIM, seed=4), tokens(), motion(), motion()),
         "q: weight bias\n kv: weight bias\n proj: weight bias\n motion_bias: raw_affinity raw_damping",
+        compiles_quickly=False,
     ),
     "MotionScale": Layer(
         lambda: layers.MotionScale(), lambda: (draw(BATCH, CELLS, 8),), ": batches mean square", call_scale, moves=True
@@ -244,17 +267,22 @@ LAYERS: dict[str, Layer] = {
         lambda: (clip(), torch.tensor([[True, True], [True, False]] * 2)),
         DECODER,
         moves=True,  # its first heads read statistics that the last heads move
+        compiles_quickly=False,
     ),
     "PartHeads": Layer(
-        lambda: layers.PartHeads(DIM, GRID, PARTS), lambda: (draw(BATCH, PARTS, DIM), tokens()), HEADS_KEYS
+        lambda: layers.PartHeads(DIM, GRID, PARTS),
+        lambda: (draw(BATCH, PARTS, DIM), tokens()),
+        HEADS_KEYS,
+        compiles_quickly=False,
     ),
     "PartLoss": Layer(
         lambda: layers.PartLoss(DIM, PARTS, CLASSES),
         lambda: (draw(BATCH, PARTS, DIM), draw(BATCH, PARTS, DIM, seed=1), share(BATCH, PARTS), labels()),
         "identity: weight",
+        joined=False,
     ),
     "PartPool": Layer(lambda: layers.PartPool(), lambda: (tokens(), draw(BATCH, PARTS + 1, CELLS)), ""),
-    "TripletLoss": Layer(lambda: layers.TripletLoss(), lambda: (draw(BATCH, DIM), labels()), ""),
+    "TripletLoss": Layer(lambda: layers.TripletLoss(gather=True), lambda: (draw(BATCH, DIM), labels()), ""),
     "VisualAdapter": Layer(
         lambda: layers.VisualAdapter(DIM),
         lambda: (clip(), torch.tensor([[True, True], [True, False]] * 2)),

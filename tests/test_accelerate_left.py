@@ -94,12 +94,36 @@ class CountingAct(nn.GELU):
         return super().forward(x)
 
 
-class WindowedAttention(timm_like.Attention):
+class CentredAttention(timm_like.Attention):
     """Plain up to a number of tokens."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         x = x - x.mean(1, keepdim=True) if x.shape[1] > 10 else x
         return super().forward(x, attn_mask)
+
+
+class WindowedAttention(timm_like.Attention):
+    """Among so many tokens that follow one another."""
+
+    window = 64
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        window = torch.arange(x.shape[1]) // self.window
+        apart = window[:, None] != window
+        return super().forward(x, torch.zeros_like(apart, dtype=x.dtype).masked_fill(apart, -torch.inf))
+
+
+class WiderWindows(WindowedAttention):
+    window = 24 * 24
+
+
+class WindowedBlock(timm_like.Block):
+    """Whose attention is plain, and gets a window at a time."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        windows = [self.attn(each) for each in self.norm1(x).split(196, dim=1)]
+        x = x + self.drop_path1(self.ls1(torch.cat(windows, dim=1)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class NamedBlock(timm_like.Block):
@@ -175,7 +199,10 @@ def hooked(module: nn.Module, child: str) -> nn.Module:
         (lambda: DeclaredAttention(24, 3), "keeps attn_map"),
         (lambda: RecordingMlp(24, 96), "keeps seen in training"),
         (lambda: timm_like.Mlp(24, 96, CountingAct), "keeps largest"),
-        (lambda: WindowedAttention(24, 3), "computes something else"),
+        (lambda: CentredAttention(24, 3), "computes something else on"),
+        (lambda: WindowedAttention(24, 3), "computes something else on 577 tokens, as windows do"),
+        (lambda: WiderWindows(24, 3), "computes something else on 577 tokens"),
+        (lambda: WindowedBlock(24, 3), "computes something else on 577 tokens"),
         (lambda: NamedBlock(24, 3), "its class lets none be derived from it: TypeError"),
         (lambda: UncopiedMlp(24, 96), "cannot be copied to be compared: AssertionError: use a state dict"),
         (lambda: WeightsToo(24, 3), "attention weights"),

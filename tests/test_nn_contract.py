@@ -5,24 +5,19 @@ from __future__ import annotations
 import copy
 import inspect
 import io
-import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten
 from torch.utils.checkpoint import checkpoint
 
 from motarfuse import nn as layers
-from tests.nn_contract_cases import LAYERS, Arguments, Layer
+from tests.nn_contract_cases import LAYERS
+from tests.nn_contract_runs import NAMES, Called, OfTensors, arguments, assert_same, made, outputs, run
 
-NAMES = sorted(LAYERS)
 EVERY = pytest.mark.parametrize("name", NAMES)
 
 
@@ -33,81 +28,6 @@ def _one_thread() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch._dynamo.reset()
-
-
-class Called(nn.Module):
-    """A layer with how it is used for its forward."""
-
-    def __init__(self, layer: Layer, module: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.module = layer, module
-
-    def forward(self, *arguments: Any) -> Any:
-        return self.layer.call(self.module, *arguments)
-
-
-class OfTensors(nn.Module):
-    """A layer whose arguments and results are tensors alone: torch writes no graph with named tuples."""
-
-    def __init__(self, called: Called, spec: TreeSpec) -> None:
-        super().__init__()
-        self.called, self.spec = called, spec
-
-    def forward(self, *leaves: Any) -> tuple[Tensor, ...]:
-        return tuple(outputs(self.called(*tree_unflatten(leaves, self.spec))))
-
-
-def made(name: str, *, double: bool = True) -> Called:
-    """With weights from a seed, none of them zero: what starts as the identity would hide most of the layer."""
-    torch.manual_seed(0)
-    module = LAYERS[name].make()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return Called(LAYERS[name], module.double() if double else module)
-
-
-def arguments(name: str, *, double: bool = True) -> Arguments:
-    """What the layer is called with; numbers get gradients."""
-
-    def prepared(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
-            return leaf
-        return leaf.detach().to(torch.float64 if double else torch.float32).requires_grad_()
-
-    return tuple(tree_map(prepared, one) for one in LAYERS[name].arguments())
-
-
-def outputs(result: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-
-
-def run(function: Any, module: nn.Module, inputs: Arguments) -> tuple[list[Tensor], list[Tensor | None]]:
-    """Outputs and the gradients of numbers and weights; what is random is drawn alike."""
-    torch.manual_seed(1)
-    found = outputs(function(*inputs))
-    leaves = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.requires_grad]
-    leaves += [parameter for parameter in module.parameters() if parameter.requires_grad]
-    used = [output for output in found if output.requires_grad]
-    generator = torch.Generator().manual_seed(2)
-    incoming = [torch.randn(one.shape, generator=generator, dtype=torch.float64).to(one.dtype) for one in used]
-    return found, list(torch.autograd.grad(used, leaves, incoming, allow_unused=True))
-
-
-def assert_same(got: Any, wanted: Any, *, exactly: bool = False) -> None:
-    """Bitwise, or to 1e-9 of the largest number of each tensor (in float64)."""
-    for one, other in zip(tree_leaves(got), tree_leaves(wanted), strict=True):
-        if one is None or other is None:
-            # A compiled graph may give zeros for what takes no part.
-            assert all(tensor is None or not tensor.any() for tensor in (one, other))
-            continue
-        assert (one.dtype, one.shape) == (other.dtype, other.shape)
-        if exactly:
-            assert torch.equal(one, other)
-        elif other.numel():
-            size = other.detach().abs().max() if other.is_floating_point() else 0
-            assert (one - other).detach().abs().max() <= 1e-9 * size
 
 
 def expanded(keys: str) -> set[str]:
@@ -151,13 +71,6 @@ def test_a_compiled_layer_computes_the_same(name: str) -> None:
     assert_same(dict(twin.state_dict()), dict(called.state_dict()))  # running statistics too
 
 
-@pytest.mark.slow
-def test_inductor_computes_the_same_block() -> None:
-    called = made("Block").eval()
-    compiled = torch.compile(called, fullgraph=True)
-    assert_same(run(compiled, called, arguments("Block")), run(called, called, arguments("Block")))
-
-
 @pytest.mark.parametrize("name", [name for name in NAMES if LAYERS[name].exports])
 def test_an_exported_layer_is_written_read_and_computes_the_same(name: str) -> None:
     flat, spec = tree_flatten(arguments(name))
@@ -185,15 +98,60 @@ def test_autocast_gives_finite_results_and_gradients_of_the_weights_type(name: s
     assert all(one.dtype == torch.float32 and one.isfinite().all() for one in found_gradients)
 
 
-@EVERY
-def test_checkpointed_gradients_are_the_same_bits(name: str) -> None:
-    """In evaluation where training moves statistics: a second forward would read moved ones."""
-    called = made(name).train(not LAYERS[name].moves)
+def checkpointed(module: nn.Module) -> Callable[..., Any]:
+    return lambda *inputs: checkpoint(module, *inputs, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [(name, training) for name in NAMES for training in (False, True) if not (training and LAYERS[name].moves)],
+)
+def test_checkpointed_gradients_are_the_same_bits_and_statistics_count_once(name: str, training: bool) -> None:
+    called = made(name).train(training)
+    twin = copy.deepcopy(called)
     inputs = arguments(name)
-    expected = run(called, called, inputs)
-    assert_same(
-        run(lambda *args: checkpoint(called, *args, use_reentrant=False), called, inputs), expected, exactly=True
-    )
+    assert_same(run(checkpointed(twin), twin, inputs), run(called, called, inputs), exactly=True)
+    assert_same(dict(twin.state_dict()), dict(called.state_dict()), exactly=True)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if LAYERS[name].moves])
+def test_statistics_that_the_forward_reads_count_twice_under_a_checkpoint(name: str) -> None:
+    called = made(name)
+    twin = copy.deepcopy(called)
+    inputs = arguments(name)
+    run(checkpointed(twin), twin, inputs)
+    called(*inputs)
+    assert not torch.equal(state_of(twin), state_of(called))
+    called(*inputs)
+    assert torch.equal(state_of(twin), state_of(called))
+
+
+def state_of(module: nn.Module) -> Tensor:
+    return torch.cat([one.flatten().double() for one in module.state_dict().values()])
+
+
+@pytest.mark.parametrize(("compiles_the_layer", "batches"), [(False, 1), (True, 2)])
+def test_a_compiled_checkpoint_counts_the_necks_batch_once_and_a_checkpointed_graph_twice(
+    compiles_the_layer: bool, batches: int
+) -> None:
+    called, inputs = made("BNNeck"), arguments("BNNeck")
+
+    def compiled(function: Any) -> Any:
+        return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+    run(checkpointed(compiled(called)) if compiles_the_layer else compiled(checkpointed(called)), called, inputs)
+    assert called.state_dict()["module.num_batches_tracked"].item() == batches
+
+
+def test_another_checkpoint_and_another_step_of_the_neck_count_as_they_do_without() -> None:
+    called = made("BNNeck")
+    twin = copy.deepcopy(called)
+    for process in range(3):
+        features = arguments("BNNeck", process=process)[0]
+        checkpoint(twin, features, use_reentrant=True).square().sum().backward()
+        called(features)
+    assert called.state_dict()["module.num_batches_tracked"].item() == 3
+    assert_same(dict(twin.state_dict()), dict(called.state_dict()), exactly=True)
 
 
 @EVERY
@@ -226,39 +184,3 @@ def test_from_the_meta_device_with_loaded_weights_it_computes_the_same(name: str
     empty.load_state_dict(called.module.state_dict())
     inputs = arguments(name)
     assert_same(outputs(Called(LAYERS[name], empty)(*inputs)), outputs(called(*inputs)), exactly=True)
-
-
-SHARED = ("Block", "VisualAdapter", "GatedFusion", "LocalAppearance", "PartHeads", "Attention")
-
-
-def part_of(name: str, rank: int) -> Arguments:
-    """Two samples of four."""
-    return tuple(one[2 * rank : 2 * rank + 2].detach() for one in arguments(name))
-
-
-def gradients(module: nn.Module, inputs: Arguments, rank: int) -> dict[str, Tensor]:
-    torch.manual_seed(rank)
-    torch.stack([output.square().sum() for output in outputs(module(*inputs))]).sum().backward()
-    return {name: one.grad for name, one in module.named_parameters() if one.grad is not None}
-
-
-def _one_process(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    found = {}
-    for name in SHARED:
-        wrapped = DistributedDataParallel(made(name))
-        found[name] = gradients(wrapped, part_of(name, rank), rank)
-    torch.save(found, Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="no torch.distributed")
-def test_two_processes_average_their_gradients(tmp_path: Path) -> None:
-    mp.spawn(_one_process, args=(str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    for name in SHARED:
-        apart = [gradients(made(name), part_of(name, rank), rank) for rank in range(2)]
-        mean = {f"module.{key}": (apart[0][key] + apart[1][key]) / 2 for key in apart[0]}
-        assert_same(ranks[0][name], ranks[1][name], exactly=True)
-        assert_same(ranks[0][name], mean)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.module_tracker import ModuleTracker
 
 
 class BNNeck(nn.BatchNorm1d):
@@ -19,6 +22,10 @@ class BNNeck(nn.BatchNorm1d):
 
     Shapes: (B, D) -> (B, D). A training batch needs at least two samples.
 
+    Activation checkpointing (``torch.utils.checkpoint``) computes a forward again in the backward pass; the running
+    statistics and the number of batches count it once, other than those of ``BatchNorm1d``. Twice it is counted where
+    a compiled module is what the checkpoint calls; compile what calls the checkpoint.
+
     Source: Luo et al. 2019, "Bag of Tricks and a Strong Baseline for Deep Person Re-identification".
     """
 
@@ -34,4 +41,13 @@ class BNNeck(nn.BatchNorm1d):
         """
         if self.training and features.shape[0] == 1:
             raise ValueError("BNNeck needs at least 2 samples in a training batch, got 1; call .eval() for inference")
+        if self.training and _is_recomputation():
+            # Copies take the second count. No statistics at all would save other tensors than the first forward did.
+            mean, var = (None if one is None else one.clone() for one in (self.running_mean, self.running_var))
+            return F.batch_norm(features, mean, var, self.weight, self.bias, training=True, eps=self.eps)
         return super().forward(features)
+
+
+def _is_recomputation() -> bool:
+    """Whether a backward pass is under way: what computes forward in it is a checkpoint, whose first time counted."""
+    return not torch.compiler.is_compiling() and bool(ModuleTracker().is_bw)

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from motarfuse.nn.acceleration.plan import Plan, children_are_plain, operators_serve, served_tokens
+from motarfuse.nn.acceleration.plan import (
+    Activation,
+    Plan,
+    activation_is_unchanged,
+    children_are_plain,
+    operators_serve,
+    served_tokens,
+)
 from motarfuse.ops import add_layer_norm, bias_gelu, motion_attention, motion_attention_packed
 
 
@@ -121,13 +128,19 @@ class TorchAttention(Accelerated):
 
 
 class MlpNames(NamedTuple):
-    """The linear layer, its activation as ``bias_gelu`` names it, and the children that follow, in order.
+    """The linear layer, its activation as ``bias_gelu`` names it and as it was found, and what follows.
 
-    Of an ``nn.Sequential``, which may be sliced and appended to, those are all from the third on: None.
+    Attributes:
+        linear: The child.
+        activation: For ``bias_gelu``.
+        found: What tells that it still is.
+        rest: The children that follow, in order. Of an ``nn.Sequential``, which may be sliced and appended to, those
+            are all from the third on: None.
     """
 
     linear: str
     activation: str
+    found: Activation
     rest: tuple[str, ...] | None
 
 
@@ -141,7 +154,7 @@ class LinearGelu(Accelerated):
         names: MlpNames = plan.details
         tokens = args[0] if len(args) == 1 and not kwargs else None
         served = isinstance(tokens, Tensor) and operators_serve(plan, tokens) and children_are_plain(self, plan)
-        if not served or getattr(self, names.linear).bias is None:
+        if not served or getattr(self, names.linear).bias is None or not activation_is_unchanged(self, names.found):
             return self.motarfuse_original.forward(self, *args, **kwargs)
         linear = getattr(self, names.linear)
         hidden = bias_gelu(F.linear(tokens, linear.weight), linear.bias, activation=names.activation)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch.nn.modules import module as torch_module
 
 from motarfuse.ops.backends import operators, preference
 
+_SETTINGS = (bool, int, float, str, type(None))
 # Whether an operator has a kernel on a device; found at the first call there, as a pickled model may come to another
 # machine.
 _HAS_KERNEL: dict[tuple[str, torch.device], bool] = {}
@@ -102,6 +104,54 @@ def children_are_plain(module: nn.Module, plan: Plan) -> bool:
         if child is None or type(child) is not kind or not is_untouched(child):
             return False
     return True
+
+
+class Activation(NamedTuple):
+    """An activation that is passed over, as it was found: its values are no longer asked for.
+
+    Attributes:
+        attribute: Of the module that calls it.
+        settings: Of a module, whose type `Plan.skipped` has, its attributes that are numbers, names or functions, with
+            what they are; None of a function.
+        function: On the instance; None where it is the class's, which need not be one that can be pickled.
+    """
+
+    attribute: str
+    settings: tuple[tuple[str, Any], ...] | None
+    function: Any = None
+
+
+def activation_as_found(module: nn.Module, attribute: str) -> Activation:
+    """What `activation_is_unchanged` compares with."""
+    activation = getattr(module, attribute)
+    if not isinstance(activation, nn.Module):
+        return Activation(attribute, None, _identity(vars(module).get(attribute)))
+    settings = tuple(
+        (name, _identity(value))
+        for name, value in vars(activation).items()
+        if name != "training" and not name.startswith("_") and (isinstance(value, _SETTINGS) or callable(value))
+    )
+    return Activation(attribute, settings)
+
+
+def activation_is_unchanged(module: nn.Module, found: Activation) -> bool:
+    """Whether a module's activation is the function, or has the settings, that it had."""
+    activation = getattr(module, found.attribute, None)
+    if found.settings is not None:
+        return all(_identity(getattr(activation, name, None)) == value for name, value in found.settings)
+    expected = found.function
+    if expected is None:
+        expected = _identity(getattr(type(module), found.attribute, None))
+    return bool(_identity(activation) == expected)
+
+
+def _identity(value: Any) -> Any:
+    """Equal for a setting and its copies: a method and a partial function are others in each copy of a module."""
+    if isinstance(value, MethodType):
+        return value.__func__
+    if isinstance(value, partial):
+        return (value.func, value.args, tuple(value.keywords.items()))
+    return value
 
 
 @torch.compiler.assume_constant_result

@@ -23,7 +23,8 @@ from motarfuse.nn.acceleration.forwards import (
     SplitNames,
     TorchAttention,
 )
-from motarfuse.nn.acceleration.probe import activation_of
+from motarfuse.nn.acceleration.plan import activation_as_found
+from motarfuse.nn.acceleration.probe import activation_of, first_line
 
 
 class Nominee(NamedTuple):
@@ -190,7 +191,12 @@ def _linear_gelu(module: nn.Module, linear: str, activate: str, rest: tuple[str,
         kind = type(activation).__name__ if is_module else getattr(activation, "__name__", repr(activation))
         raise Unfit(f"its activation, {kind}, is none of gelu, gelu_tanh and quick_gelu")
     skipped = (linear, activate) if is_module else (linear,)
-    return Nominee(LinearGelu, MlpNames(linear, name, rest), skipped, layer.in_features, f"bias_gelu ({name})")
+    names = MlpNames(linear, name, activation_as_found(module, activate), rest)
+    try:
+        hash(names)
+    except TypeError as error:
+        raise Unfit(f"its activation could not be told from another later: {first_line(error)}") from error
+    return Nominee(LinearGelu, names, skipped, layer.in_features, f"bias_gelu ({name})")
 
 
 def _after_activation(module: nn.Module) -> tuple[str, ...]:

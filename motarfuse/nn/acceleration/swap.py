@@ -49,7 +49,8 @@ def accelerate(model: nn.Module, *, attention: bool = True, norms: bool = True, 
     Raises:
         TypeError: ``model`` is no module.
 
-    Cost: one comparison, on ten and on fifty tokens, for each kind of module that the model has.
+    Cost: one comparison, on ten and on 577 tokens in float64, for each kind of module that the model has; 3 s on one
+        core for a ViT-B.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
