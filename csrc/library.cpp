@@ -14,6 +14,14 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
   library.impl("part_pool_backward", TORCH_BOX(&motarfuse::part_pool_backward_cpu));
   library.impl("batch_hard_triplet_forward", TORCH_BOX(&motarfuse::batch_hard_triplet_forward_cpu));
   library.impl("batch_hard_triplet_backward", TORCH_BOX(&motarfuse::batch_hard_triplet_backward_cpu));
+  library.impl("add_layer_norm_forward", TORCH_BOX(&motarfuse::add_layer_norm_forward_cpu));
+  library.impl("add_layer_norm_backward", TORCH_BOX(&motarfuse::add_layer_norm_backward_cpu));
+  library.impl("gated_fusion_forward", TORCH_BOX(&motarfuse::gated_fusion_forward_cpu));
+  library.impl("gated_fusion_backward", TORCH_BOX(&motarfuse::gated_fusion_backward_cpu));
+  library.impl("bias_gelu_forward", TORCH_BOX(&motarfuse::bias_gelu_forward_cpu));
+  library.impl("bias_gelu_backward", TORCH_BOX(&motarfuse::bias_gelu_backward_cpu));
+  library.impl("temporal_conv_forward", TORCH_BOX(&motarfuse::temporal_conv_forward_cpu));
+  library.impl("temporal_conv_backward", TORCH_BOX(&motarfuse::temporal_conv_backward_cpu));
 }
 
 #if defined(MOTARFUSE_WITH_CUDA)

@@ -20,6 +20,12 @@ using PoolGradients = std::tuple<Tensor, Tensor>;
 using WarpResults = std::tuple<Tensor, Tensor, Tensor>;
 using WarpGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 using TripletResults = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using AddNormResults = std::tuple<Tensor, Tensor, Tensor, Tensor>;
+using AddNormGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using GatedFusionResults = std::tuple<Tensor, Tensor, Tensor>;
+using GatedFusionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BiasGeluGradients = std::tuple<Tensor, Tensor>;
+using ConvGradients = std::tuple<Tensor, Tensor, Tensor>;
 using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 #define MOTARFUSE_DECLARE_PART_MOMENTS(device)                                                                    \
@@ -59,6 +65,32 @@ TripletResults batch_hard_triplet_forward_cpu(const Tensor& features, const Tens
 Tensor batch_hard_triplet_backward_cpu(const Tensor& grad_loss, const Tensor& features, const Tensor& skipped,
                                        const Tensor& chosen, const Tensor& distances, const Tensor& weights,
                                        const Tensor& length, const Tensor& lacking, std::string metric);
+
+AddNormResults add_layer_norm_forward_cpu(const Tensor& x, const Tensor& residual, const Tensor& weight,
+                                          const Tensor& bias, const std::optional<Tensor>& layer_scale,
+                                          const std::optional<Tensor>& sample_scale, double eps, bool save_statistics);
+AddNormGradients add_layer_norm_backward_cpu(
+    const std::optional<Tensor>& grad_normed, const std::optional<Tensor>& grad_sum, const std::optional<Tensor>& x,
+    const std::optional<Tensor>& residual, const std::optional<Tensor>& total, const Tensor& weight,
+    const std::optional<Tensor>& layer_scale, const std::optional<Tensor>& sample_scale, const Tensor& mean,
+    const Tensor& rstd, ScalarType x_dtype, ScalarType bias_dtype, int64_t needs);
+
+GatedFusionResults gated_fusion_forward_cpu(const Tensor& x, const Tensor& motion, const Tensor& gate_logits,
+                                            const Tensor& weight, const Tensor& bias, double eps,
+                                            bool save_statistics);
+GatedFusionGradients gated_fusion_backward_cpu(const Tensor& grad_out, const Tensor& x, const Tensor& motion,
+                                               const Tensor& gate_logits, const Tensor& weight, const Tensor& mean,
+                                               const Tensor& rstd, ScalarType bias_dtype, int64_t needs);
+
+Tensor bias_gelu_forward_cpu(const Tensor& x, const std::optional<Tensor>& bias, std::string activation);
+BiasGeluGradients bias_gelu_backward_cpu(const Tensor& grad_out, const Tensor& x, const std::optional<Tensor>& bias,
+                                         std::string activation, bool needs_x, bool needs_bias);
+Tensor temporal_conv_forward_cpu(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
+                                 const std::optional<Tensor>& frame_mask, std::string missing);
+ConvGradients temporal_conv_backward_cpu(const Tensor& grad_out, const Tensor& x, const Tensor& weight,
+                                         const std::optional<Tensor>& bias, const std::optional<Tensor>& frame_mask,
+                                         std::string missing, bool needs_x, bool needs_weight, bool needs_bias);
+
 #if defined(MOTARFUSE_WITH_CUDA)
 MOTARFUSE_DECLARE_PART_MOMENTS(cuda);
 MOTARFUSE_DECLARE_PART_POOL(cuda);

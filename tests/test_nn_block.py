@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.bench_block import BlockShape, Encoder, plain_block, plain_encoder
+from motarfuse import _native
 from motarfuse.nn import Block, DropPath, LayerScale, Mlp, PendingSum, VisualAdapter, add_norm, fused_steps
 from motarfuse.ops import Request, operators, use_backend
 from tests.ops.kernel_cases import count_runs
@@ -61,7 +62,9 @@ def test_encoder_of_base_width_keeps_the_tolerance_rule(
         pytest.skip("; ".join(reasons))
     check_encoder(BlockShape("base", 2, 1, 3 if backend == "triton" else 33, 768, 12), layer_scale, backend)
     steps = {one for operator, one in served if operator in ("add_layer_norm", "bias_gelu")}
-    assert steps == {"auto": set(), "sdpa": {"reference"}}.get(backend, {backend})
+    # The norms are too small here for their kernel to be worth its overhead.
+    on_a_cpu = {"cpu", "reference"} if _native.load_operators() else {"reference"}
+    assert steps == {"auto": set(), "sdpa": on_a_cpu}.get(backend, {backend})
 
 
 @pytest.mark.gpu

@@ -45,9 +45,10 @@ class PendingSum(NamedTuple):
 def uses_operators(tensor: Tensor) -> bool:
     """Whether steps on a tensor are operators: on a GPU, or where a backend is preferred (`motarfuse.use_backend`).
 
-    Elsewhere an operator is its definition, which computes what PyTorch's functions compute, but checks its arguments
-    first (on one core 17 us for a layer norm and 70 us for attention, a fifth of a narrow block of one image), adds a
-    bias in a pass of its own, and keeps attention's weights so that it can be differentiated twice.
+    On a CPU a block of C++ kernels is no faster: 0.95 to 1.00 of eager, against 0.98 to 1.02 of PyTorch's functions
+    (tiny and small, 8 images of 129 tokens, two threads). Products take nine tenths of its time, a bias costs nothing
+    inside one, checks of arguments are a fifth of a narrow block of one image, and attention's definition keeps its
+    weights.
     """
     return tensor.device.type == "cuda" or preference() is not None
 

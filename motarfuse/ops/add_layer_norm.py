@@ -58,7 +58,7 @@ def add_layer_norm(
         eps: Finite and greater than 0.
         layer_scale: (C,), or None for 1.
         sample_scale: (B,), or None for 1: zero or 1 / (1 - p) for stochastic depth.
-        impl: ``"auto"``, or the backend that must run: ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, or the backend that must run: ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         normed of x's dtype, which the next matrix product takes; sum of the residual's dtype; computed in float32 from
@@ -74,12 +74,14 @@ def add_layer_norm(
     dx = sample_scale layer_scale dsum_total.
 
     The compiled kernels are differentiable once and raise on the second derivative; the reference is differentiable any
-    number of times, in forward mode too, and is what ``impl="auto"`` takes under ``torch.func`` transforms.
+    number of times, in forward mode too, and is what ``impl="auto"`` takes under ``torch.func`` transforms and, on
+    a CPU, of float16 and of few numbers that learn, where it is faster.
 
     Their backward reads ``sum`` where the residual has the type computed in, and x and the residual where ``sum`` was
     rounded; x as well where a scale takes a gradient. Changing those in place before raises.
 
-    Deterministic: sums over rows have a fixed order; two runs on a GPU are bitwise equal.
+    Deterministic: sums over rows have an order that depends on sizes alone; two runs of a kernel are bitwise equal, on
+    a CPU for any number of threads.
 
     Cost a row, element sizes e of x and r of the residual: 2 C (e + r) bytes forward; backward C (e + r) of gradients
     and C r of the sum (C (e + r) of x and the residual where they are half) read, C (e + r) written. About 10 C FLOP
@@ -273,10 +275,29 @@ def _load_triton() -> Any:  # a statement, which torch.compile can trace
     return add_layer_norm
 
 
+# Below so many numbers the kernel's autograd.Function, 40 us of Python a step, costs more than fewer passes over memory
+# save: two threads with AVX-512, float32.
+_SMALL = 1 << 17
+
+
+def _no_use_of_cpu(request: Request) -> list[str]:
+    x = request.tensors["x"]
+    assert x is not None
+    given = [tensor for tensor in request.tensors.values() if tensor is not None]
+    if any(tensor.dtype == torch.float16 for tensor in given):
+        return ["the reference is faster in float16, which the kernel converts by integer arithmetic"]
+    # A compiled graph has no such overhead, and no use of a guard on sizes.
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    if learns and not torch.compiler.is_compiling() and x.numel() < _SMALL:
+        return [f"with gradients the reference is faster below {_SMALL} numbers"]
+    return []
+
+
 OPERATOR = Operator(
     "add_layer_norm",
     _example,
     backends=(
+        KERNELS.native("cpu", auto_reasons=_no_use_of_cpu),  # before triton, which a call on a CPU would import to ask
         KERNELS.triton(_load_triton),
         Backend("reference", reference, supports_everything),
     ),

@@ -39,7 +39,7 @@ def gated_fusion(
         weight: (C,).
         bias: (C,).
         eps: Finite and greater than 0.
-        impl: ``"auto"``, or the backend that must run: ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, or the backend that must run: ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         The shape and dtype of x, computed in float32 from half types, which may be mixed with float32.
@@ -53,10 +53,12 @@ def gated_fusion(
     dx = dsum, dmotion = s dsum, dgate_logits = s (1 - s) motion dsum.
 
     The compiled kernels are differentiable once and raise on the second derivative; the reference is differentiable any
-    number of times, in forward mode too, and is what ``impl="auto"`` takes under ``torch.func`` transforms. Their
-    backward reads the inputs again; two numbers a row are all that is kept beside them.
+    number of times, in forward mode too, and is what ``impl="auto"`` takes under ``torch.func`` transforms and, on
+    a CPU, of float16 and of few numbers that learn, where it is faster. The kernels' backward reads the inputs again;
+    two numbers a row are all that is kept beside them.
 
-    Deterministic: sums over rows have a fixed order; two runs on a GPU are bitwise equal.
+    Deterministic: sums over rows have an order that depends on sizes alone; two runs of a kernel are bitwise equal, on
+    a CPU for any number of threads.
 
     Cost a row, for one element size e: 4 C e bytes forward, 7 C e backward; about 15 C FLOP and C exponentials forward,
     25 C and C backward: bound by memory.
@@ -183,10 +185,29 @@ def _load_triton() -> Any:  # a statement, which torch.compile can trace
     return gated_fusion
 
 
+# Below so many numbers the kernel's autograd.Function, 40 us of Python a step, costs more than fewer passes over memory
+# save: two threads with AVX-512, float32.
+_SMALL = 1 << 14
+
+
+def _no_use_of_cpu(request: Request) -> list[str]:
+    x = request.tensors["x"]
+    assert x is not None
+    given = [tensor for tensor in request.tensors.values() if tensor is not None]
+    if any(tensor.dtype == torch.float16 for tensor in given):
+        return ["the reference is faster in float16, which the kernel converts by integer arithmetic"]
+    # A compiled graph has no such overhead, and no use of a guard on sizes.
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
+    if learns and not torch.compiler.is_compiling() and x.numel() < _SMALL:
+        return [f"with gradients the reference is faster below {_SMALL} numbers"]
+    return []
+
+
 OPERATOR = Operator(
     "gated_fusion",
     _example,
     backends=(
+        KERNELS.native("cpu", auto_reasons=_no_use_of_cpu),  # before triton, which a call on a CPU would import to ask
         KERNELS.triton(_load_triton),
         Backend("reference", reference, supports_everything),
     ),

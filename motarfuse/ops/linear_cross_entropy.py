@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from motarfuse.ops.backends import AUTO, Backend, Operator, Request, supports_everything
-from motarfuse.ops.kernels import KernelFamily, Kernels, Schema, differentiable_once, differentiating
+from motarfuse.ops.kernels import KernelFamily, Kernels, Schema, differentiable_once, differentiating, transform_reasons
 from motarfuse.ops.validation import (
+    HALF_DTYPES,
     check_labels,
     check_number,
     check_precisions,
@@ -18,7 +20,7 @@ from motarfuse.ops.validation import (
     check_tensor,
 )
 from motarfuse.reference import linear_cross_entropy as reference
-from motarfuse.reference.precision import compute_dtype
+from motarfuse.reference.precision import autocast_enabled, compute_dtype
 
 
 def linear_cross_entropy(
@@ -44,7 +46,7 @@ def linear_cross_entropy(
             PyTorch's ``gather`` makes of it in ``"reference"``: an error on a CPU, an assertion of the device on a GPU.
         label_smoothing: e in [0, 1].
         ignore_index: A label that is left out of the mean.
-        impl: ``"auto"``, or the backend that must run: ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, or the backend that must run: ``"triton"``, ``"cpu"`` or ``"reference"``.
 
     Returns:
         A scalar, float32 (float64 from float64); products of half types are summed in float32. 0 with zero gradients
@@ -66,7 +68,7 @@ def linear_cross_entropy(
 
     Memory: triton stores no logits. The forward takes 16 bytes a row and range of classes (at most 264 ranges) and the
     backward, where a gradient is summed over several tiles and is no float32 or the sum is divided among programs,
-    float32 sums of at most that gradient's numbers, or 264 blocks of 128 rows of it. The reference stores the logits.
+    float32 sums of at most that gradient's numbers, or 264 blocks of 128 rows of it. The others store the logits.
 
     Cost: 2 B C D FLOP forward, 4 B C D for each gradient, which makes the logits again (beside a float32 weight 2 to 3
     times these in products of half numbers); the weight is read once
@@ -170,6 +172,37 @@ def _run_kernels(
     return result
 
 
+def _run_on_cpu(
+    features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, *, label_smoothing: float, ignore_index: int
+) -> torch.Tensor:
+    """The definition in two calls where a label counts, which the result itself tells: reading it costs a CPU nothing.
+
+    The definition's own sum, count and quotient are four calls more, an eighth of a small classifier's forward.
+    """
+    logits = F.linear(features, weight)
+    loss = F.cross_entropy(logits, labels, ignore_index=ignore_index, label_smoothing=label_smoothing)
+    if loss.isnan() and not bool((labels != ignore_index).any()):
+        return reference(features, weight, labels, label_smoothing=label_smoothing, ignore_index=ignore_index)
+    return loss
+
+
+def _not_for_cpu(request: Request) -> list[str]:
+    reasons = transform_reasons()
+    if request.device.type != "cpu":
+        reasons.append(f"it takes cpu tensors, got {request.device.type}")
+    features, weight, labels = (request.tensors[name] for name in ("features", "weight", "labels"))
+    assert features is not None
+    assert weight is not None
+    assert labels is not None
+    if features.dtype in HALF_DTYPES or weight.dtype in HALF_DTYPES or labels.dtype != torch.int64:
+        reasons.append("it computes in the dtype of features and weight, and takes int64 labels")
+    if torch.compiler.is_compiling() or type(features) not in (torch.Tensor, torch.nn.Parameter):
+        reasons.append("a compiled graph, and a tensor without values, cannot be asked for one")
+    elif autocast_enabled(request.device):
+        reasons.append("autocast would round the products")
+    return reasons
+
+
 def _example(device: torch.device) -> Request:
     features, weight = torch.empty(64, 768, device="meta"), torch.empty(751, 768, device="meta")
     labels = torch.empty(64, dtype=torch.int64, device="meta")
@@ -204,6 +237,7 @@ OPERATOR = Operator(
     _example,
     backends=(
         KERNELS.triton(_load_triton),
+        Backend("cpu", _run_on_cpu, _not_for_cpu, auto_devices=("cpu",)),
         Backend("reference", reference, supports_everything),
     ),
 )

@@ -9,6 +9,7 @@ import torch
 from motarfuse.ops.backends import AUTO, Backend, Operator, Request, supports_everything
 from motarfuse.ops.kernels import KernelFamily, Kernels, Schema, differentiable_once, differentiating
 from motarfuse.ops.validation import (
+    FLOAT_DTYPES,
     check_choice,
     check_precisions,
     check_rank,
@@ -43,7 +44,7 @@ def temporal_conv(
         frame_mask: (B, T) booleans, False for a frame that is not there (padding); None: all are. What a masked frame
             holds is never read, and it comes out as zero.
         missing: ``"hold"`` or ``"zero"``, what a neighbour that is not there reads as.
-        impl: ``"auto"``, or the backend that must run: ``"triton"`` or ``"reference"``.
+        impl: ``"auto"``, or the backend that must run: ``"cpu"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         (B, T, N, C) of x's dtype, computed in float32 from half types, which may be mixed with float32.
@@ -58,14 +59,15 @@ def temporal_conv(
     g_s sum weight_j over the j whose frame s + j is not there; dweight_j = sum g_t x_{t + j}, as read, dbias = sum g_t.
 
     The compiled kernels are differentiable once and raise on the second derivative; the reference is differentiable any
-    number of times, in forward mode too, and is what ``impl="auto"`` takes under ``torch.func`` transforms. Nothing is
-    kept for their backward but the arguments: it computes the sums again.
+    number of times, in forward mode too, and is what ``impl="auto"`` takes under ``torch.func`` transforms and, being
+    faster, for float64 on a CPU. Nothing is kept for their backward but the arguments: it computes the sums again.
 
-    Deterministic: sums over frames and tokens have a fixed order; two runs on a GPU are bitwise equal.
+    Deterministic: sums over frames and tokens have a fixed order; two runs are bitwise equal, on a CPU with any number
+    of threads.
 
-    Cost a number of x, of element size e: 2 e bytes forward, 3 e backward, of clips of up to 16 frames; longer ones are
-    cut into runs of 16 or less, whose k - 1 neighbours are read again, twice as many backward. 2 k + 20 FLOP and one
-    exponential forward, 6 k + 30 and two backward: bound by memory.
+    Cost a number of x, of element size e: 2 e bytes forward, 3 e backward, on a GPU of clips of up to 16 frames; longer
+    ones are cut there into runs of 16 or less, whose k - 1 neighbours are read again, twice as many backward. 2 k + 20
+    FLOP and one exponential forward, 6 k + 30 and two backward: bound by memory.
 
     Source: depthwise temporal convolution in adapters: Pan et al. 2022 (ST-Adapter).
     """
@@ -175,6 +177,12 @@ KERNELS = KernelFamily(
 )
 
 
+def _slower_on_cpu(request: Request) -> list[str]:
+    # One erfc and one exponential of the C++ library a number, 1.4 to 3 times PyTorch's time: for gradcheck.
+    x = request.tensors["x"]
+    return ["in float64 PyTorch's own functions are faster"] if x is not None and x.dtype == torch.float64 else []
+
+
 def _load_triton() -> Any:  # a statement, which torch.compile can trace
     from motarfuse.kernels import temporal_conv
 
@@ -185,6 +193,7 @@ OPERATOR = Operator(
     "temporal_conv",
     _example,
     backends=(
+        KERNELS.native("cpu", dtypes=(*FLOAT_DTYPES, torch.bool), auto_reasons=_slower_on_cpu),
         KERNELS.triton(_load_triton),
         Backend("reference", reference, supports_everything),
     ),

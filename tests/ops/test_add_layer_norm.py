@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from motarfuse import ops
+from tests.ops.kernel_cases import needs_native
 from tests.ops.operator_cases import check_gradients, check_strides, normal
 
 
@@ -23,15 +25,19 @@ def case(*shape: int) -> dict[str, Any]:
     }
 
 
-def call(*tensors: Any) -> tuple[torch.Tensor, ...]:
+def call(*tensors: Any, impl: str = "auto") -> tuple[torch.Tensor, ...]:
     *first, layer_scale, sample_scale = tensors
-    return ops.add_layer_norm(*first, layer_scale=layer_scale, sample_scale=sample_scale)
+    return ops.add_layer_norm(*first, layer_scale=layer_scale, sample_scale=sample_scale, impl=impl)
 
 
+on_the_cpu = pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=needs_native)])
+
+
+@on_the_cpu
 @pytest.mark.parametrize("shape", [(3, 6), (2, 4, 6), (2, 3, 4, 5), (2, 3, 1)], ids=str)
-def test_it_is_its_formula(shape: tuple[int, ...]) -> None:
+def test_it_is_its_formula(shape: tuple[int, ...], impl: str) -> None:
     c = case(*shape)
-    normed, total = ops.add_layer_norm(**c, eps=1e-3)
+    normed, total = ops.add_layer_norm(**c, eps=1e-3, impl=impl)
     for b in range(shape[0]):
         expected = c["residual"][b] + c["sample_scale"][b] * (c["layer_scale"] * c["x"][b])
         torch.testing.assert_close(total[b], expected)
@@ -40,38 +46,43 @@ def test_it_is_its_formula(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(normed[b], (expected - mean) / (variance + 1e-3).sqrt() * c["weight"] + c["bias"])
 
 
-def test_without_scales_it_is_a_sum_and_a_layer_norm() -> None:
+@on_the_cpu
+def test_without_scales_it_is_a_sum_and_a_layer_norm(impl: str) -> None:
     c = case(2, 4, 6)
     c.pop("layer_scale")
     c.pop("sample_scale")
-    normed, total = ops.add_layer_norm(**c)
+    normed, total = ops.add_layer_norm(**c, impl=impl)
     assert torch.equal(total, c["x"] + c["residual"])
-    assert torch.equal(normed, torch.nn.functional.layer_norm(total, (6,), c["weight"], c["bias"], 1e-6))
+    expected = torch.nn.functional.layer_norm(total, (6,), c["weight"], c["bias"], 1e-6)
+    torch.testing.assert_close(normed, expected, rtol=1e-13, atol=1e-14)
 
 
-def test_a_dropped_sample_keeps_its_residual() -> None:
+@on_the_cpu
+def test_a_dropped_sample_keeps_its_residual(impl: str) -> None:
     c = case(3, 4, 6)
     c["sample_scale"] = torch.tensor([0.0, 2.0, 0.0]).double()
-    total = ops.add_layer_norm(**c).sum
+    total = ops.add_layer_norm(**c, impl=impl).sum
     assert torch.equal(total[0], c["residual"][0])
     assert not torch.equal(total[1], c["residual"][1])
 
 
 def test_gradients() -> None:
-    check_gradients(call, *case(2, 3, 4).values())
+    check_gradients(partial(call, impl="reference"), *case(2, 3, 4).values())
 
 
-def test_an_empty_batch() -> None:
-    normed, total = ops.add_layer_norm(**case(0, 4, 6))
+@on_the_cpu
+def test_an_empty_batch(impl: str) -> None:
+    normed, total = ops.add_layer_norm(**case(0, 4, 6), impl=impl)
     assert normed.shape == total.shape == (0, 4, 6)
 
 
-def test_other_strides_and_a_half_branch_beside_a_float32_stream() -> None:
-    check_strides(call, *case(3, 4, 6).values())
+@on_the_cpu
+def test_other_strides_and_a_half_branch_beside_a_float32_stream(impl: str) -> None:
+    check_strides(partial(call, impl=impl), *case(3, 4, 6).values())
     c = {name: tensor.float() for name, tensor in case(3, 4, 6).items()}
     c["x"] = c["x"].bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        normed, total = ops.add_layer_norm(**c)
+        normed, total = ops.add_layer_norm(**c, impl=impl)
     assert (normed.dtype, total.dtype) == (torch.bfloat16, torch.float32)
     exact = ops.add_layer_norm(**{name: tensor.double() for name, tensor in c.items()})
     torch.testing.assert_close(total, exact.sum.float(), rtol=1e-6, atol=1e-6)

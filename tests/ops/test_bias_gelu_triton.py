@@ -237,7 +237,7 @@ def test_the_interpreter_refuses_bfloat16_and_auto_never_takes_it() -> None:
         with pytest.raises(RuntimeError, match="interpreter cannot compute in bfloat16"):
             triton(**inputs)
     request = ops.Request(torch.device("cpu"), {**case(3, 5)}, {"activation": "gelu"})
-    assert ops.operators()["bias_gelu"].select(request).name == "reference"
+    assert ops.operators()["bias_gelu"].select(request).name != "triton"
 
 
 @here

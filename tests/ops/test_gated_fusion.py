@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from motarfuse import ops
+from tests.ops.kernel_cases import needs_native
 from tests.ops.operator_cases import check_gradients, check_half_types, check_strides, normal
 
 
@@ -22,39 +24,50 @@ def case(*shape: int) -> dict[str, Any]:
     }
 
 
+on_the_cpu = pytest.mark.parametrize("impl", ["reference", pytest.param("cpu", marks=needs_native)])
+
+
+@on_the_cpu
 @pytest.mark.parametrize("shape", [(3, 6), (2, 4, 6), (2, 3, 4, 5)], ids=str)
-def test_it_is_its_formula(shape: tuple[int, ...]) -> None:
+def test_it_is_its_formula(shape: tuple[int, ...], impl: str) -> None:
     c = case(*shape)
     total = c["x"] + c["motion"] / (1 + (-c["gate_logits"]).exp())
     mean = total.mean(-1, keepdim=True)
     variance = total.square().mean(-1, keepdim=True) - mean.square()
     expected = (total - mean) / (variance + 1e-3).sqrt() * c["weight"] + c["bias"]
-    torch.testing.assert_close(ops.gated_fusion(**c, eps=1e-3), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ops.gated_fusion(**c, eps=1e-3, impl=impl), expected, rtol=1e-10, atol=1e-10)
 
 
-def test_a_closed_gate_and_no_motion_leave_a_layer_norm() -> None:
+@on_the_cpu
+def test_a_closed_gate_and_no_motion_leave_a_layer_norm(impl: str) -> None:
     c = case(2, 4, 6)
     plain = torch.nn.functional.layer_norm(c["x"], (6,), c["weight"], c["bias"], 1e-6)
     closed = torch.full_like(c["x"], -1e4)
-    assert torch.equal(ops.gated_fusion(**{**c, "gate_logits": closed}), plain)
-    assert torch.equal(ops.gated_fusion(**{**c, "motion": torch.zeros_like(c["x"])}), plain)
+    for change in ({"gate_logits": closed}, {"motion": torch.zeros_like(c["x"])}):
+        torch.testing.assert_close(ops.gated_fusion(**(c | change), impl=impl), plain, rtol=1e-13, atol=1e-14)
 
 
-def test_gradients_also_of_saturated_gates() -> None:
-    check_gradients(ops.gated_fusion, *case(2, 3, 4).values())
+def test_gradients() -> None:
+    check_gradients(partial(ops.gated_fusion, impl="reference"), *case(2, 3, 4).values())
+
+
+@on_the_cpu
+def test_gradients_of_saturated_gates_are_finite(impl: str) -> None:
     c = {name: tensor.float().requires_grad_() for name, tensor in case(2, 3, 4).items()}
-    ops.gated_fusion(**{**c, "gate_logits": c["gate_logits"] * 1e4}).square().sum().backward()
+    ops.gated_fusion(**{**c, "gate_logits": c["gate_logits"] * 1e4}, impl=impl).square().sum().backward()
     assert all(tensor.grad is not None and tensor.grad.isfinite().all() for tensor in c.values())
 
 
-def test_an_empty_batch_other_strides_and_half_types() -> None:
-    assert ops.gated_fusion(**case(0, 4, 6)).shape == (0, 4, 6)
-    check_strides(ops.gated_fusion, *case(3, 4, 6).values())
-    check_half_types(ops.gated_fusion, *case(3, 4, 6).values())
+@on_the_cpu
+def test_an_empty_batch_other_strides_and_half_types(impl: str) -> None:
+    call = partial(ops.gated_fusion, impl=impl)
+    assert call(**case(0, 4, 6)).shape == (0, 4, 6)
+    check_strides(call, *case(3, 4, 6).values())
+    check_half_types(call, *case(3, 4, 6).values())
     c = {name: tensor.float() for name, tensor in case(3, 4, 6).items()}
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(ops.gated_fusion(**c), ops.gated_fusion(*c.values()))
-        assert ops.gated_fusion(**{**c, "motion": c["motion"].bfloat16()}).dtype == torch.float32
+        assert torch.equal(call(**c), call(*c.values()))
+        assert call(**{**c, "motion": c["motion"].bfloat16()}).dtype == torch.float32
 
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [

@@ -13,17 +13,9 @@ import torch
 from motarfuse.kernels import gated_fusion as kernels
 
 from motarfuse import ops
+from tests.ops.add_layer_norm_cases import LAYOUTS
 from tests.ops.gated_fusion_cases import TOKENS, case, check, map_tokens, outputs_and_gradients
-from tests.ops.kernel_cases import (
-    Inputs,
-    Layout,
-    every_second,
-    expanded_over_the_batch,
-    expanded_over_the_last,
-    layout_name,
-    misaligned,
-    transposed,
-)
+from tests.ops.kernel_cases import Inputs, Layout, every_second, layout_name, transposed
 from tests.ops.operator_cases import normal
 from tests.ops.triton_cases import DEVICE, GPU, INTERPRETER, Backend, backends, here
 
@@ -120,15 +112,6 @@ def test_a_program_may_take_many_rows(
 
 
 # Layouts -------------------------------------------------------------------------------------------------------------
-
-
-def without_the_first_token(tensor: torch.Tensor) -> torch.Tensor:
-    return torch.cat((tensor[:, :1], tensor), 1)[:, 1:]
-
-
-LAYOUTS = [
-    without_the_first_token, transposed, every_second, misaligned, expanded_over_the_batch, expanded_over_the_last,
-]  # fmt: skip
 
 
 @dtypes
@@ -238,7 +221,7 @@ def test_the_interpreter_refuses_bfloat16_and_auto_never_takes_it() -> None:
         with pytest.raises(RuntimeError, match="interpreter cannot compute in bfloat16"):
             triton(**case(2, 8, kinds={name: BF16}))
     request = ops.Request(torch.device("cpu"), {**case(2, 8)}, {"eps": 1e-6})
-    assert ops.operators()["gated_fusion"].select(request).name == "reference"
+    assert ops.operators()["gated_fusion"].select(request).name != "triton"
 
 
 # The registered operators --------------------------------------------------------------------------------------------

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from motarfuse import ops
 from tests.ops.operator_cases import check_gradients, check_half_types, check_strides, normal
 
 LABELS = torch.tensor([0, 6, -100, 3, 3])
+
+
+@pytest.fixture(params=["reference", "cpu"], autouse=True)
+def preferred(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every claim holds for both; calls that name a backend get that one."""
+    with ops.use_backend(request.param):
+        yield request.param
 
 
 def case(batch: int = 5, classes: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,3 +127,35 @@ def test_a_wrong_call_says_what_was_got_and_what_is_supported(
     arguments: dict[str, Any] = {"features": features.float(), "weight": weight.float(), "labels": LABELS}
     with pytest.raises(error, match=message):
         ops.linear_cross_entropy(**(arguments | change))
+
+
+def test_a_loss_that_is_not_a_number_is_not_taken_for_nothing_to_count() -> None:
+    features, weight = case()
+    features[1, 0] = torch.nan
+    assert ops.linear_cross_entropy(features, weight, LABELS).isnan()
+    assert ops.linear_cross_entropy(features[2:3], weight, LABELS[2:3]).item() == 0
+
+
+def test_the_short_way_on_a_cpu_says_what_it_does_not_take() -> None:
+    features, weight = (tensor.float() for tensor in case())
+    run = partial(ops.linear_cross_entropy, impl="cpu")
+    assert torch.equal(run(features, weight, LABELS), F.cross_entropy(F.linear(features, weight), LABELS))
+    with pytest.raises(RuntimeError, match="computes in the dtype of features and weight, and takes int64 labels"):
+        run(features.half(), weight.half(), LABELS)
+    with pytest.raises(RuntimeError, match="takes int64 labels"):
+        run(features, weight, LABELS.int())
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="autocast would round"):
+        run(features, weight, LABELS)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(tensor) for tensor in (features, weight, LABELS)]
+        assert ops.linear_cross_entropy(*fakes).shape == ()
+
+
+def test_where_a_value_cannot_be_asked_for_auto_takes_the_definition() -> None:
+    features, weight = (tensor.float() for tensor in case())
+    nothing = torch.full_like(LABELS, -100)
+    compiled = torch.compile(ops.linear_cross_entropy, fullgraph=True, backend="eager")
+    assert compiled(features, weight, nothing).item() == 0
+    rows = torch.func.vmap(lambda row: ops.linear_cross_entropy(row[None], weight, LABELS[:1]))(features)
+    wanted = torch.stack([F.cross_entropy(row[None] @ weight.T, LABELS[:1]) for row in features])
+    torch.testing.assert_close(rows, wanted)

@@ -240,7 +240,7 @@ def test_a_preference_survives_an_exception_inside_the_block_as_it_was() -> None
 def test_an_unknown_preference_lists_the_known_backends() -> None:
     with pytest.raises(
         ValueError,
-        match=r"use_backend: unknown backend 'gpu'; known: auto, triton, cpu, sdpa, xformers, cuda, reference",
+        match=r"use_backend: unknown backend 'gpu'; known: auto, cpu, triton, sdpa, xformers, cuda, reference",
     ):
         ops.use_backend("gpu")
 
@@ -262,7 +262,7 @@ def test_the_environment_prefers_a_backend_and_an_unknown_one_is_one_clear_error
     assert good.returncode == 0, good.stderr
     assert good.stdout.split("|")[0].strip() == "reference"
     bad = _python(code, MOTARFUSE_BACKEND="tirton")
-    message = "MOTARFUSE_BACKEND: unknown backend 'tirton'; known: auto, triton, cpu, sdpa, xformers, cuda, reference"
+    message = "MOTARFUSE_BACKEND: unknown backend 'tirton'; known: auto, cpu, triton, sdpa, xformers, cuda, reference"
     assert bad.returncode == 1
     assert bad.stderr.strip().endswith(message)
     assert message in bad.stdout  # explain, and so the doctor, answers nevertheless

@@ -278,7 +278,7 @@ def test_the_interpreter_refuses_bfloat16_and_auto_never_takes_it() -> None:
         with pytest.raises(RuntimeError, match="interpreter cannot compute in bfloat16"):
             triton(**inputs)
     request = ops.Request(torch.device("cpu"), {**case(3), "frame_mask": None}, {"missing": "hold"})
-    assert ops.operators()["temporal_conv"].select(request).name == "reference"
+    assert ops.operators()["temporal_conv"].select(request).name != "triton"
 
 
 @here
