@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -63,6 +64,14 @@ class PartState(NamedTuple):
         """The states of some frames. Args: frames, (n,) integers."""
         taken = {name: value[frames] for name, value in self._asdict().items() if isinstance(value, Tensor)}
         return self._replace(**taken, posture=AlignedPosture(*(value[frames] for value in self.posture)))
+
+    @classmethod
+    def cat(cls, states: Sequence[PartState]) -> PartState:
+        """The states of several batches of frames as one, in order."""
+        names = [name for name, value in states[0]._asdict().items() if isinstance(value, Tensor)]
+        joined = {name: torch.cat([getattr(state, name) for state in states]) for name in names}
+        postures = zip(*(state.posture for state in states), strict=True)
+        return states[0]._replace(**joined, posture=AlignedPosture(*(torch.cat(values) for values in postures)))
 
 
 class PartHeads(nn.Module):

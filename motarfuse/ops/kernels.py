@@ -84,7 +84,7 @@ class KernelFamily:
                 reasons.append(reason)
             return reasons + limits(request) + transform_reasons()
 
-        run = partial(self._run, self.native_kernels)
+        run = partial(_run_distinct, self._run, self.native_kernels)
         return Backend(device_type, run, not_supported_reasons, auto_reasons, auto_devices=(device_type,))
 
     def python(
@@ -118,7 +118,9 @@ class KernelFamily:
                 return [f"it needs {', '.join(missing)}: pip install {' '.join(missing)}"]
             return list(load().not_supported_reasons(request)) + transform_reasons()
 
-        return Backend(name, partial(self._run, kernels), not_supported_reasons, auto_reasons, auto_devices)
+        return Backend(
+            name, partial(_run_distinct, self._run, kernels), not_supported_reasons, auto_reasons, auto_devices
+        )
 
     def triton(self, load: Callable[[], Any]) -> Backend:
         """The backend of Triton kernels, as of `python`; ``auto`` takes it on a GPU alone."""
@@ -176,6 +178,24 @@ def _no_machine_code(index: int) -> str:
 
 def _not_interpreted(request: Request) -> list[str]:
     return [] if request.device.type == "cuda" else ["Triton's interpreter is for tests, thousands of times slower"]
+
+
+def _run_distinct(run: Callable[..., Any], kernels: Kernels, *arguments: Any, **options: Any) -> Any:
+    """Calls ``run`` with a tensor that is given twice as two: torch.compile traces no Function with one input twice."""
+    if torch.compiler.is_compiling():
+        seen: list[torch.Tensor] = []
+        arguments = tuple(_distinct(value, seen) for value in arguments)
+        options = {name: _distinct(value, seen) for name, value in options.items()}
+    return run(kernels, *arguments, **options)
+
+
+def _distinct(value: Any, seen: list[torch.Tensor]) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    if any(value is other for other in seen):
+        return value.view_as(value)
+    seen.append(value)
+    return value
 
 
 def _call(load: Callable[[], Any], direction: str, *arguments: Any) -> Any:

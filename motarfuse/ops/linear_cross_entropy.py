@@ -186,6 +186,12 @@ def _run_on_cpu(
     return loss
 
 
+def _has_values(tensor: torch.Tensor) -> bool:
+    """Whether a number can be read of a tensor, and nothing records what is done."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return plain and not torch.jit.is_tracing() and torch._C._len_torch_dispatch_stack() == 0
+
+
 def _not_for_cpu(request: Request) -> list[str]:
     reasons = transform_reasons()
     if request.device.type != "cpu":
@@ -196,8 +202,8 @@ def _not_for_cpu(request: Request) -> list[str]:
     assert labels is not None
     if features.dtype in HALF_DTYPES or weight.dtype in HALF_DTYPES or labels.dtype != torch.int64:
         reasons.append("it computes in the dtype of features and weight, and takes int64 labels")
-    if torch.compiler.is_compiling() or type(features) not in (torch.Tensor, torch.nn.Parameter):
-        reasons.append("a compiled graph, and a tensor without values, cannot be asked for one")
+    if torch.compiler.is_compiling() or not _has_values(features):
+        reasons.append("a graph that is traced, and a tensor without values, cannot be asked for one")
     elif autocast_enabled(request.device):
         reasons.append("autocast would round the products")
     return reasons

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from motarfuse import ops
 from tests.ops.operator_cases import check_gradients, check_half_types, check_strides, normal
@@ -159,3 +161,18 @@ def test_where_a_value_cannot_be_asked_for_auto_takes_the_definition() -> None:
     rows = torch.func.vmap(lambda row: ops.linear_cross_entropy(row[None], weight, LABELS[:1]))(features)
     wanted = torch.stack([F.cross_entropy(row[None] @ weight.T, LABELS[:1]) for row in features])
     torch.testing.assert_close(rows, wanted)
+
+
+def test_a_traced_graph_holds_for_other_labels() -> None:
+    features, weight = (tensor.float() for tensor in case())
+    nothing = torch.full_like(LABELS, -100)
+
+    def call(features: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return ops.linear_cross_entropy(features, weight, labels)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(call, (features, weight, LABELS))
+    assert traced(features, weight, nothing).item() == 0
+    graph = make_fx(call, tracing_mode="real")(features, weight, LABELS)
+    assert graph(features, weight, nothing).item() == 0

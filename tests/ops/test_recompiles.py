@@ -62,3 +62,20 @@ def test_a_call_is_compiled_at_most_twice(name: str, impl: str) -> None:
         for gradient, wanted in zip(gradients, torch.autograd.grad(expected.square().sum(), leaves), strict=True):
             torch.testing.assert_close(gradient, wanted)
     assert counter.frame_count <= 2
+
+
+@pytest.mark.parametrize("impl", ["auto", *IMPLS])
+def test_a_tensor_given_twice_compiles_with_gradients(impl: str) -> None:
+    """torch.compile traces no autograd.Function that has an input twice."""
+    x, weight, bias = draw(64, 33, 64), draw(64), draw(64)
+
+    def call(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        normed, total = ops.add_layer_norm(x, x, weight, weight, layer_scale=weight, impl=impl)
+        return ops.gated_fusion(normed, total, total, weight, bias, impl=impl).square().sum()
+
+    found = []
+    for run in (call, torch.compile(call, fullgraph=True, backend="aot_eager")):
+        given = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        found.append(torch.autograd.grad(run(*given), given))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

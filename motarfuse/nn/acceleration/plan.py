@@ -41,8 +41,8 @@ class Plan(NamedTuple):
 def operators_serve(plan: Plan, tensor: Tensor) -> bool:
     """Whether the operators take a call: on a GPU, and wherever the user prefers a backend.
 
-    Elsewhere they are what PyTorch does anyway, after a check of the arguments, so that the module's own forward is
-    faster, also that of an attention which stores its scores.
+    On a CPU a block of them is no faster than PyTorch's functions (docs/operators.md), and attention is PyTorch's own
+    after a check of the arguments, so that the module's own forward runs, also where it stores its scores.
     """
     if tensor.is_cuda:
         serves = preference() is not None or operator_has_kernel(plan.operator, tensor.device)
