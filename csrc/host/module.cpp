@@ -7,6 +7,8 @@ extern "C" const char* motarfuse_build_info();
 
 namespace py = pybind11;
 
+void bind_augment(py::module_& m);   // augment_module.cpp
+void bind_resize(py::module_& m);    // resize_module.cpp
 void bind_synthped(py::module_& m);  // synthped.cpp
 
 PYBIND11_MODULE(_host, m) {
@@ -15,5 +17,7 @@ PYBIND11_MODULE(_host, m) {
       "build_info",
       [] { return py::module_::import("json").attr("loads")(motarfuse_build_info()).cast<py::dict>(); },
       "What this module was built with: compiler, pybind11, python, sources.");
+  bind_augment(m);
+  bind_resize(m);
   bind_synthped(m);
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from motarfuse.data.clips import EVAL_POLICIES, ClipSampling
 from motarfuse.retrieval import SCORES
 
 
@@ -56,3 +57,26 @@ def add_encoding(parser: argparse.ArgumentParser) -> None:
 def encoding(args: argparse.Namespace) -> dict[str, Any]:
     """The values of `add_encoding`, as `extract` and `evaluate_checkpoint` take them."""
     return {name: getattr(args, name) for name in ("flip", "batch_size", "workers", "device", "precision")}
+
+
+def add_clips(parser: argparse.ArgumentParser) -> None:
+    """Which frames of tracklets the network sees."""
+    default = ClipSampling()
+    parser.add_argument(
+        "--frames",
+        choices=EVAL_POLICIES,
+        default=default.policy,
+        help="of tracklets: all frames (default), some spread evenly, or consecutive ones from the middle (dense)",
+    )
+    parser.add_argument(
+        "--clip-length",
+        type=positive_integer,
+        default=default.frames,
+        metavar="T",
+        help=f"of tracklets: frames that the network sees together; 1 for single frames (default: {default.frames})",
+    )
+
+
+def clips(args: argparse.Namespace) -> ClipSampling:
+    """The policy of `add_clips`."""
+    return ClipSampling(args.frames, args.clip_length)

@@ -1,29 +1,27 @@
-"""``motarfuse data``: draws a dataset, or says what a dataset folder holds."""
+"""``motarfuse data``: draws a dataset, says what one holds, or writes one in another layout."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import json
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from motarfuse.console import console, info, warn
-from motarfuse.data.check import DatasetReport, check_dataset
-from motarfuse.data.records import SPLITS
-from motarfuse.data.registry import KINDS
-from motarfuse.data.synthped import PROTOCOLS, SynthPedConfig, write_synthped
+from motarfuse.cli.data_reports import (
+    configure_check,
+    configure_convert,
+    configure_stats,
+    run_check,
+    run_convert,
+    run_stats,
+)
+from motarfuse.console import info
+from motarfuse.data.synthped import ALL_PROTOCOLS, PROTOCOLS, SynthPedConfig, write_synthped
 from motarfuse.engine.settings import convert, describe
 from motarfuse.errors import ConfigError
-
-_LISTED = 10
 
 EPILOG = """\
 examples:
@@ -31,20 +29,10 @@ examples:
   motarfuse data synth data/tiny seed=3 train_ids=40 test_ids=20
   motarfuse data check data/synthped/holistic
   motarfuse data check ~/datasets/market1501
+  motarfuse data stats ~/datasets/MARS
+  motarfuse data convert ~/datasets/MSMT17 msmt17-market --to market1501 --files hardlink
 
 `motarfuse data synth --help` explains every setting, `motarfuse data check --help` the layouts that are read.
-"""
-
-CHECK_EPILOG = """\
-layouts:
-{kinds}
-
-The exit status is 0 when every split that is there can be used (images that are left out are listed, they do not
-matter to it), 1 when training or evaluation is impossible, 2 when no dataset is recognised.
-
-examples:
-  motarfuse data check ~/datasets/market1501
-  motarfuse data check crops.csv --json > report.json
 """
 
 SYNTH_EPILOG = """\
@@ -52,35 +40,44 @@ settings, given as key=value:
 {settings}
 
 The drawn people lie in OUT/holistic, OUT/occluded and OUT/partial, each in the layout of Market-1501; masks, keypoints
-and visibility of the body parts lie beside them.
+and visibility of the body parts lie beside them. With `--protocols video` OUT/video has tracklets of other drawn people
+in the layout of MARS.
 
 examples:
   motarfuse data synth data/synthped
   motarfuse data synth data/tiny seed=3 train_ids=40 test_ids=20 size=[128,64]
+  motarfuse data synth data/walks --protocols video
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    kinds = "\n".join(f"  {kind.name}: {kind.summary}" for kind in KINDS.values())
-    check = actions.add_parser(
-        "check",
-        help="say what a dataset folder holds",
-        description="Says which layout matched, counts images, identities and cameras, and finds broken files,\n"
-        "duplicates across splits and queries without a match.",
-        epilog=CHECK_EPILOG.format(kinds=kinds),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    check.add_argument("path", metavar="PATH", type=Path, help="a dataset folder, or a .csv table")
-    check.add_argument("--kind", choices=("auto", *KINDS), default="auto", help="the layout; auto: the one that fits")
-    check.add_argument(
-        "--no-decode", action="store_true", help="do not decode the images: quicker, finds only empty files"
-    )
-    check.add_argument("--extra-distractors", action="store_true", help="market1501: count the folder images/ too")
-    check.add_argument("--images-root", metavar="DIR", type=Path, help="csv: where relative paths start from")
-    check.add_argument("--workers", type=int, default=2, metavar="N", help="threads that read files (default 2)")
-    check.add_argument("--json", action="store_true", help="print the whole report as JSON")
+    for name, summary, description, add_arguments in (
+        (
+            "check",
+            "say what a dataset holds",
+            "Says which layout matched, counts images or tracklets, identities and cameras, and finds broken files,\n"
+            "gaps in tracklets, duplicates across splits and queries without a match.",
+            configure_check,
+        ),
+        (
+            "stats",
+            "count what a dataset is made of",
+            "Images or tracklets of each identity and camera, sizes of images, lengths of tracklets.",
+            configure_stats,
+        ),
+        (
+            "convert",
+            "write a dataset in another layout",
+            "Writes a dataset, of any kind that can be read, in another layout; nothing is ever overwritten.",
+            configure_convert,
+        ),
+    ):
+        action = actions.add_parser(
+            name, help=summary, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        add_arguments(action)
     synth = actions.add_parser(
         "synth",
         help="draw a dataset of synthetic pedestrians",
@@ -91,7 +88,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     synth.add_argument("out", metavar="OUT", type=Path, help="the folder to create")
     synth.add_argument("settings", metavar="key=value", nargs="*", default=[], help="a setting of the list below")
     synth.add_argument(
-        "--protocols", nargs="+", choices=PROTOCOLS, default=PROTOCOLS, help="what to write (default: all three)"
+        "--protocols",
+        nargs="+",
+        choices=ALL_PROTOCOLS,
+        default=PROTOCOLS,
+        help="what to write (default: holistic occluded partial); video, tracklets of people who walk, takes longer to "
+        "draw and is written only when it is named",
     )
     synth.add_argument("--format", choices=("jpg", "png"), default="jpg", help="of the images (default jpg)")
     synth.add_argument("--no-ground-truth", action="store_true", help="leave out masks, keypoints and visibility")
@@ -105,9 +107,10 @@ def _describe_settings() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.workers < 1:
+    if getattr(args, "workers", 1) < 1:
         raise ConfigError(f"--workers is {args.workers}; at least 1 is needed")
-    return _synth(args) if args.action == "synth" else _check(args)
+    actions = {"synth": _synth, "check": run_check, "stats": run_stats, "convert": run_convert}
+    return actions[args.action](args)
 
 
 def _synth(args: argparse.Namespace) -> int:
@@ -121,7 +124,7 @@ def _synth(args: argparse.Namespace) -> int:
         ground_truth=not args.no_ground_truth,
     )
     info(f"drawn into {root}")
-    for folder in sorted(path.parent for path in root.glob("*/bounding_box_test")):
+    for folder in sorted(path.parent for name in ("bounding_box_test", "bbox_test") for path in root.glob(f"*/{name}")):
         info(f"  motarfuse data check {shlex.quote(str(folder))}")
     return 0
 
@@ -141,69 +144,3 @@ def _parse_settings(texts: Sequence[str]) -> SynthPedConfig:
             raise ConfigError(f"the setting {key} is given twice")
         values[key] = convert(value, hints[key], key)
     return SynthPedConfig(**values)
-
-
-def _check(args: argparse.Namespace) -> int:
-    report = check_dataset(
-        args.path,
-        args.kind,
-        decode=not args.no_decode,
-        workers=args.workers,
-        extra_distractors=args.extra_distractors,
-        images_root=args.images_root,
-    )
-    if args.json:
-        print(json.dumps(report.to_dict(), indent=2))
-    else:
-        _print(report)
-    return 0 if report.usable else 1
-
-
-def _print(report: DatasetReport) -> None:
-    info(f"{report.name}: {report.variant}")
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("split")
-    for title in ("images", "identities", "cameras", "distractors", "junk dropped"):
-        table.add_column(title, justify="right")
-    for split in SPLITS:
-        counts = report.splits[split]
-        known = {} if report.published is None else report.published[split]
-        table.add_row(
-            split,
-            _compared(counts.images, known.get("images")),
-            _compared(counts.identities, known.get("identities")),
-            str(counts.cameras),
-            f"{counts.distractors:,}",
-            f"{counts.junk:,}",
-        )
-        if known:
-            table.add_row("  published", f"{known['images']:,}", f"{known['identities']:,}", style="dim")
-    console.print(table)
-    for note in report.notes:
-        info(f"note: {note}")
-    _list("skipped", [f"{skipped.path}: {skipped.reason}" for skipped in report.skipped])
-    _list("cannot be read", [f"{skipped.path}: {skipped.reason}" for skipped in report.unreadable])
-    _list(
-        "same content",
-        [f"{', '.join(str(path) for path in found.paths)}: {found.unfair}" for found in report.duplicates],
-    )
-    _list("queries without a match, left out of every score", [str(path) for path in report.queries_without_match])
-    if report.usable:
-        decoded = "every image was decoded" if report.decoded else "images were not decoded"
-        console.print(f"[green]usable[/green]; {escape(decoded)}")
-    for problem in report.problems:
-        warn(f"not usable: {problem}")
-
-
-def _compared(found: int, published: int | None) -> str:
-    return f"{found:,}" if published in (None, found) else f"[yellow]{found:,}[/yellow]"
-
-
-def _list(title: str, lines: list[str]) -> None:
-    if not lines:
-        return
-    info(f"{title}: {len(lines):,}")
-    for line in lines[:_LISTED]:
-        info(f"  {line}")
-    if len(lines) > _LISTED:
-        info(f"  and {len(lines) - _LISTED:,} more; --json lists all")

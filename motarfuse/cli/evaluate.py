@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from motarfuse import console
-from motarfuse.cli.arguments import add_checkpoint, add_encoding, add_score, encoding
+from motarfuse.cli.arguments import add_checkpoint, add_clips, add_encoding, add_score, clips, encoding
 from motarfuse.cli.train import evaluation_table
 from motarfuse.engine.checkpoint import find_checkpoint
 from motarfuse.engine.config import check_set_name
@@ -19,6 +19,7 @@ EXAMPLES = """
 examples:
   motarfuse evaluate runs/first --data data/synthped/occluded
   motarfuse evaluate runs/second --data data/synthped/occluded --score parts
+  motarfuse evaluate runs/video --data data/walks/video --frames evenly --clip-length 4
   motarfuse evaluate runs/first/checkpoints/step-00000300 --data Market-1501-v15.09.15 --kind market1501 --flip
 
 A network with body parts gives three scores: the cosine of features, the visibility-weighted parts, and their sum. All
@@ -32,12 +33,13 @@ The numbers, the protocol behind them and the rank lists of 24 queries go to eva
 def configure(parser: argparse.ArgumentParser) -> None:
     add_checkpoint(parser)
     parser.add_argument("--data", required=True, metavar="PATH", help="dataset with a query and a gallery")
-    parser.add_argument("--kind", default="auto", help="its layout: market1501, folder, csv or auto (default)")
+    parser.add_argument("--kind", default="auto", help="its layout, as motarfuse data check lists them (default: auto)")
     parser.add_argument("--name", help="name of the evaluation (default: that of the dataset's folder or table)")
     parser.add_argument("--metric", default="cosine", choices=("cosine", "euclidean"), help="default: cosine")
     add_score(parser)
     parser.add_argument("--protocol", default="market1501", help="junk rule (default: market1501)")
     add_encoding(parser)
+    add_clips(parser)
     parser.add_argument(
         "--out",
         metavar="RUN",
@@ -60,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
         protocol=args.protocol,
         metric=args.metric,
         score=args.score,
+        sampling=clips(args),
         out=out,
         **encoding(args),
     )

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from motarfuse import console
-from motarfuse.cli.arguments import add_checkpoint, add_encoding, encoding
+from motarfuse.cli.arguments import add_checkpoint, add_clips, add_encoding, clips, encoding
+from motarfuse.data import KINDS, VIDEO_KINDS
 from motarfuse.engine.extractor import FEATURES, TABLE, extract
 from motarfuse.engine.shards import merge_shards, shard_folder
 
@@ -19,7 +20,8 @@ examples:
   motarfuse extract runs/first crops/ features/ --merge
 
 Writes features.safetensors (tensor `feature`: a row an image, float32; of a network with body parts also
-`part_features` and `part_visibility`), table.csv (path, pid, camid; a line an image) and manifest.json.
+`part_features` and `part_visibility`), table.csv (path, pid, camid; a line an image) and manifest.json. A set of
+tracklets gives a row a tracklet: its path is the frame in the middle, `tracklet` and `frames` say what that stands for.
 `motarfuse search` finds a query image in them.
 """
 
@@ -31,11 +33,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         default="auto",
-        choices=("auto", "images", "market1501", "folder", "csv"),
+        choices=list(dict.fromkeys(("auto", "images", *KINDS, *VIDEO_KINDS))),
         help="images: every image below SOURCE, without labels; auto (default): a dataset where one is recognised",
     )
     parser.add_argument("--split", choices=("train", "query", "gallery"), help="of a dataset (default: all three)")
     add_encoding(parser)
+    add_clips(parser)
     parser.add_argument(
         "--shard",
         type=_shard,
@@ -59,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
         kind=args.kind,
         split=args.split,
         shard=args.shard or (0, 1),
+        sampling=clips(args),
         **encoding(args),
     )
-    rate = result.count / max(result.seconds, 1e-9)
-    console.info(f"{result.count:,} images in {result.seconds:.1f} s ({rate:,.0f} images/s)")
+    rate = result.num_images / max(result.seconds, 1e-9)
+    what = f"{result.count:,} tracklets, " if result.has_tracklets else ""
+    console.info(f"{what}{result.num_images:,} images in {result.seconds:.1f} s ({rate:,.0f} images/s)")
     if result.skipped:
         console.warn(f"{len(result.skipped)} files could not be read; manifest.json names them")
     console.info(f"written to {result.out}: {FEATURES}, {TABLE}, manifest.json")

@@ -22,7 +22,8 @@ VERBS = {
     "parts": "the learned body parts against the drawn ones of SynthPed",
     "report": "one self-contained HTML page of a run",
     "compare": "train rows over seeds and data sets; tables, intervals and a page of what differs",
-    "data": "synth: draw a dataset; check: say what a dataset folder holds",
+    "data": "synth, check, stats, convert: draw, examine, count and rewrite datasets",
+    "tracklets": "cut the people of a video out, by boxes or before a fixed camera",
     "build": "compile the native parts in place",
     "doctor": "what works here, what does not, why, and what to do",
 }

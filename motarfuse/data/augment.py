@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -155,8 +156,9 @@ def draw(config: AugmentConfig, size: tuple[int, int], count: int, generator: to
     def rectangles(probability: float, areas: tuple[float, float], aspect: float) -> Rectangles:
         wanted, area, ratio, place = below(probability), take(_TRIES), take(_TRIES), take(2)
         area = (areas[0] + (areas[1] - areas[0]) * area) * height * width
-        ratio = torch.exp((2 * ratio - 1) * math.log(1 / aspect))
-        heights, widths = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+        ratio = _serially(np.exp, (2 * ratio - 1) * math.log(1 / aspect))
+        heights = _serially(np.sqrt, area * ratio).round().long()
+        widths = _serially(np.sqrt, area / ratio).round().long()
         fits = (heights < height) & (widths < width) & (heights > 0) & (widths > 0)
         first = fits.int().argmax(1, keepdim=True)
         wanted = wanted & fits.any(1)
@@ -202,6 +204,11 @@ def draw(config: AugmentConfig, size: tuple[int, int], count: int, generator: to
     )
 
 
+def _serially(function: np.ufunc, values: Tensor) -> Tensor:
+    """An elementwise function of numpy: torch's wake a thread for some hundred numbers, and wait while others run."""
+    return torch.from_numpy(function(values.numpy()))
+
+
 def _color_matrices(
     jitter: Tensor, gray: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -223,6 +230,12 @@ def _color_matrices(
 
     saturate = column(saturation) * eye + column(1 - saturation) * luma
     turn = column(hue.cos()) * eye + column(1 - hue.cos()) / 3 + column(hue.sin()) * cross
-    matrix = column(brightness * contrast) * (turn @ saturate)
-    matrix = torch.where(column(gray), luma @ matrix, matrix)
+    matrix = column(brightness * contrast) * _products(turn, saturate)
+    matrix = torch.where(column(gray), _products(luma.expand_as(matrix), matrix), matrix)
     return matrix, (1 - contrast) * brightness
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """(B, 3, 3) matrix products term by term: a library's may round differently with other threads, and wakes them."""
+    first, second, third = (left[:, :, k : k + 1] * right[:, k : k + 1] for k in range(3))
+    return first + second + third

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import Image, TiffImagePlugin, WebPImagePlugin
 from torch import Tensor
 
+from motarfuse.data import augment_host
 from motarfuse.data.records import Skipped
 from motarfuse.errors import DataError
 
@@ -49,6 +53,11 @@ _TRANSPOSES = {
 # What Pillow's decoders raise on broken content (SyntaxError: a broken PNG chunk; struct.error: a cut-off header).
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, struct.error, zlib.error)
 
+# Images that a thread reads for each hand-over, which takes as long as opening one.
+_PER_TASK = 4
+
+_Result = TypeVar("_Result")
+
 
 class ImageReadError(DataError):
     """An image file that cannot be read.
@@ -69,7 +78,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
 
     The content decides the format, not the file's suffix. The EXIF orientation is applied; greyscale, palette, CMYK and
     16-bit samples become 8-bit RGB; transparent pixels show mid-grey. A JPEG much larger than ``size`` is decoded at a
-    reduced scale (at least twice ``size``). Resizing is bilinear with antialiasing.
+    reduced scale (at least twice ``size``). Resizing is bilinear with antialiasing, across and then down.
 
     Args:
         path: The file.
@@ -81,14 +90,18 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
     Raises:
         ImageReadError: if the file is missing, empty, truncated, of no supported format or larger than `MAX_PIXELS`.
     """
-    path = Path(path)
+    return _read(Path(path), size, lambda image: np.array(_resized(image, size)))
+
+
+def _read(path: Path, size: tuple[int, int] | None, finish: Callable[[Image.Image], _Result]) -> _Result:
+    """Opens and decodes an image, and gives it to ``finish`` in RGB, upright, and of its own or a reduced size."""
     try:
         with path.open("rb") as file:
             if not file.read(1):
                 raise ImageReadError(path, "the file is empty (0 bytes)")
             file.seek(0)
             with Image.open(file, formats=FORMATS) as image:
-                return _to_rgb(path, image, size)
+                return finish(_upright_rgb(path, image, size))
     except FileNotFoundError:
         raise ImageReadError(path, "no such file") from None
     except Image.UnidentifiedImageError:
@@ -101,7 +114,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> np.ndar
         raise ImageReadError(path, f"cannot be decoded: {reason}") from error
 
 
-def _to_rgb(path: Path, image: Image.Image, size: tuple[int, int] | None) -> np.ndarray:
+def _upright_rgb(path: Path, image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ImageReadError(path, f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} supported")
     orientation = _orientation(image)
@@ -109,11 +122,38 @@ def _to_rgb(path: Path, image: Image.Image, size: tuple[int, int] | None) -> np.
         height, width = size if orientation < 5 else size[::-1]
         image.draft(None, (2 * width, 2 * height))
     image = _eight_bit_rgb(path, image)
-    if orientation in _TRANSPOSES:
-        image = image.transpose(_TRANSPOSES[orientation])
-    if size is not None and image.size != (size[1], size[0]):
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
-    return np.array(image)
+    return image.transpose(_TRANSPOSES[orientation]) if orientation in _TRANSPOSES else image
+
+
+def _resized(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """Two steps: the order of a single one, and with it the last bit, depends on Pillow's version."""
+    height, width = (image.height, image.width) if size is None else size
+    if image.width != width:
+        image = image.resize((width, image.height), Image.Resampling.BILINEAR)
+    if image.height != height:
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return image
+
+
+@lru_cache(maxsize=1)
+def _lends() -> bool:
+    """Whether this Pillow lends an image's memory (from 11.2 on), in the layout that ``motarfuse._host`` knows."""
+    host = augment_host.module()
+    try:
+        picture = Image.new("RGB", (1, 1)).__arrow_c_array__()
+        return host is not None and host.resize_into(picture, 1, 1, np.empty((1, 3, 1, 1), np.uint8), 0) is None
+    except (AttributeError, ValueError):
+        return False
+
+
+def _picture(image: Image.Image) -> object:
+    """An RGB image for ``motarfuse._host``: Pillow's own memory where it lends it, else a copy."""
+    if _lends():
+        try:
+            return image.__arrow_c_array__()
+        except ValueError:  # a large image, whose rows lie in several blocks
+            pass
+    return image.tobytes()
 
 
 def _orientation(image: Image.Image) -> int:
@@ -160,22 +200,34 @@ def read_images(
         raise ValueError(f"workers must be at least 1, got {workers}")
     height, width = size
     images = np.empty((len(paths), 3, height, width), dtype=np.uint8)
+    host = augment_host.module()
 
     def read_into(index: int) -> str | None:
+        def finish(image: Image.Image) -> None:
+            if host is None:
+                images[index] = np.asarray(_resized(image, size)).transpose(2, 0, 1)
+            else:
+                host.resize_into(_picture(image), image.height, image.width, images, index)
+
         try:
-            images[index] = read_image(paths[index], size).transpose(2, 0, 1)
+            _read(Path(paths[index]), size, finish)
         except ImageReadError as error:
             return error.reason
         return None
 
+    def read_some(start: int) -> list[str | None]:
+        return [read_into(index) for index in indices[start : start + _PER_TASK]]
+
     indices = range(len(paths))
+    starts = indices[::_PER_TASK]
     if pool is not None:
-        reasons = list(pool.map(read_into, indices))
+        found = list(pool.map(read_some, starts))
     elif workers == 1 or len(paths) < 2:
-        reasons = [read_into(index) for index in indices]
+        found = [read_some(start) for start in starts]
     else:
         with ThreadPoolExecutor(workers, thread_name_prefix="motarfuse-decode") as threads:
-            reasons = list(threads.map(read_into, indices))
+            found = list(threads.map(read_some, starts))
+    reasons = list(chain.from_iterable(found))
     kept = [index for index in indices if reasons[index] is None]
     skipped = [Skipped(Path(paths[index]), reason) for index in indices if (reason := reasons[index]) is not None]
     tensor = torch.from_numpy(images)

@@ -5,10 +5,10 @@ Market-1501, DukeMTMC-reID, Occluded-Duke, CUHK03-NP and SynthPed come in it. So
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from motarfuse.data.files import existing_folder, list_folder, name_some, natural_key, parse_market_name
+from motarfuse.data.files import existing_folder, list_folder, name_some, parse_market_name
+from motarfuse.data.layout import SEARCH_DEPTH, find_below, folders_by_name, place_of
 from motarfuse.data.published import compare_with_published, find_published
 from motarfuse.data.records import DISTRACTOR_PID, JUNK_PID, SPLITS, UNKNOWN_CAMERA, ImageRecord, ReIDDataset, Skipped
 from motarfuse.errors import DataError
@@ -16,40 +16,15 @@ from motarfuse.errors import DataError
 SPLIT_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 EXTRA_DISTRACTORS_FOLDER = "images"
 
-# market1501/Market-1501-v15.09.15, dukemtmc-reid/DukeMTMC-reID, dukemtmcreid/Occluded_Duke, cuhk03-np/detected, ... all
-# lie at most two folders below what users pass as the root.
-SEARCH_DEPTH = 2
-
 
 def find_market_folders(root: Path) -> list[Path]:
     """Every folder at or below the root that holds bounding_box_train or bounding_box_test, nearest first.
 
     A folder that does is not searched further, and none deeper than `SEARCH_DEPTH` is looked at.
     """
-    level = [root]
-    for _ in range(SEARCH_DEPTH + 1):
-        found, below = [], []
-        for folder in level:
-            subfolders = _subfolders(folder)
-            names = {path.name.lower() for path in subfolders}
-            if {"bounding_box_train", "bounding_box_test"} & names:
-                found.append(folder)
-            else:
-                below.extend(subfolders)
-        if found:
-            return found
-        level = below
-    return []
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    """Folders inside; a folder that may not be read (lost+found, say) has none."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
-    except PermissionError:
-        return []
-    return [folder / name for name in sorted(names, key=natural_key)]
+    return find_below(
+        root, lambda folder: bool({"bounding_box_train", "bounding_box_test"} & set(folders_by_name(folder)))
+    )
 
 
 def is_market1501(root: Path) -> bool:
@@ -78,8 +53,7 @@ def load_market1501(root: str | Path, *, extra_distractors: bool = False) -> ReI
     root = existing_folder(root)
     base = _choose(root)
     folders = {path.name.lower(): path for path in list_folder(base)[1]}
-    relative = base.relative_to(root).as_posix()
-    variant = f"Market-1501 layout in {'the folder itself' if relative == '.' else relative}"
+    variant = f"Market-1501 layout in {place_of(base, root)}"
     dataset: ReIDDataset[ImageRecord] = ReIDDataset(base.name, "market1501", root, variant, [], [], [])
     missing = []
     for split, name in SPLIT_FOLDERS.items():

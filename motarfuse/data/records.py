@@ -78,12 +78,19 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class PublishedCounts:
-    """What the authors of a dataset say it holds, per split; images and identities after the junk is dropped."""
+    """What the authors of a dataset say it holds, per split; images and identities after the junk is dropped.
+
+    Attributes:
+        name: Of the dataset.
+        images: Number of each split (of tracklets, where the dataset is one of these).
+        identities: Number of each split.
+        cameras: Number over all splits; None where none was published.
+    """
 
     name: str
     images: dict[str, int]
     identities: dict[str, int]
-    cameras: int
+    cameras: int | None
 
 
 @dataclass

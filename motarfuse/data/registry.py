@@ -5,13 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from motarfuse.data.csv_table import is_table, load_csv
+from motarfuse.data.cuhk03 import is_cuhk03, load_cuhk03
 from motarfuse.data.files import list_folder, name_some
 from motarfuse.data.folder import is_folder_per_identity, load_folder
+from motarfuse.data.layout import remembered_listings
 from motarfuse.data.market1501 import is_market1501, load_market1501
+from motarfuse.data.msmt17 import is_msmt17, load_msmt17
+from motarfuse.data.occluded_duke import is_occluded_duke, load_occluded_duke
+from motarfuse.data.occluded_sets import (
+    is_occluded_reid,
+    is_p_duke,
+    is_partial_ilids,
+    is_partial_reid,
+    load_occluded_reid,
+    load_p_duke,
+    load_partial_ilids,
+    load_partial_reid,
+)
 from motarfuse.data.records import ImageRecord, ReIDDataset
 from motarfuse.errors import DataError
+
+
+class UnknownLayoutError(DataError):
+    """What is at a path looks like none of the kinds."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +58,49 @@ KINDS = {
     kind.name: kind
     for kind in (
         DatasetKind(
+            "occluded_duke",
+            "train.list, query.list and gallery.list beside the images of DukeMTMC-reID (or images_root)",
+            is_occluded_duke,
+            load_occluded_duke,
+            ("images_root",),
+        ),
+        DatasetKind(
+            "cuhk03",
+            "images_detected, images_labeled and the protocol's files, or detected and labeled ready-made",
+            is_cuhk03,
+            load_cuhk03,
+            ("boxes", "protocol", "split"),
+        ),
+        DatasetKind(
+            "msmt17",
+            "list_train.txt, list_query.txt, list_gallery.txt beside train and test, or mask_train_v2 and mask_test_v2",
+            is_msmt17,
+            load_msmt17,
+            ("training",),
+        ),
+        DatasetKind(
+            "p_duke",
+            "train and test with occluded_body_images and whole_body_images of P-DukeMTMC-reID",
+            is_p_duke,
+            load_p_duke,
+            ("cameras",),
+        ),
+        DatasetKind(
+            "occluded_reid",
+            "occluded_body_images and whole_body_images of Occluded-REID, or its query and gallery",
+            is_occluded_reid,
+            load_occluded_reid,
+            ("cameras",),
+        ),
+        DatasetKind(
+            "partial_reid",
+            "partial_body_images and whole_body_images of Partial-REID, or its query and gallery",
+            is_partial_reid,
+            load_partial_reid,
+            ("cameras",),
+        ),
+        DatasetKind("partial_ilids", "query and gallery of Partial-iLIDS", is_partial_ilids, load_partial_ilids),
+        DatasetKind(
             "market1501",
             "bounding_box_train, query and bounding_box_test with names like 0002_c1s1_000451_03.jpg",
             is_market1501,
@@ -47,7 +109,7 @@ KINDS = {
         ),
         DatasetKind(
             "csv",
-            "a table with the columns path, pid, split and optionally camid (a .csv file, or a folder with split.csv)",
+            "a .csv or .parquet table with the columns path, pid, split and optionally camid, or a folder with one",
             is_table,
             load_csv,
             ("images_root",),
@@ -62,20 +124,14 @@ KINDS = {
 }
 
 
-def load_dataset(
-    root: str | Path,
-    kind: str = "auto",
-    *,
-    extra_distractors: bool = False,
-    images_root: str | Path | None = None,
-) -> ReIDDataset[ImageRecord]:
+def load_dataset(root: str | Path, kind: str = "auto", **options: Any) -> ReIDDataset[ImageRecord]:
     """Loads a dataset from a folder or a table.
 
     Args:
-        root: Folder or CSV file.
-        kind: "market1501", "csv", "folder", or "auto" to take the first of these that fits.
-        extra_distractors: market1501 only: adds the folder ``images`` (500,000 distractors) to the gallery.
-        images_root: csv only: the folder that relative paths start from.
+        root: Folder or table.
+        kind: A name in `KINDS`, or "auto" to take the first of these that fits; options may follow it as text,
+            "msmt17:training=train+val", where only a kind can be given (configs, command lines).
+        options: As the kind's ``load`` takes them; None and False ask for nothing.
 
     Returns:
         The dataset. Splits may be empty: `ReIDDataset.require_training` and `ReIDDataset.require_evaluation` say
@@ -87,15 +143,42 @@ def load_dataset(
     root = Path(root).expanduser()
     if not root.exists():
         raise DataError(f"{root}: no such file or folder")
+    kind, written = parse_kind(kind)
     if kind != "auto" and kind not in KINDS:
         raise DataError(f"unknown dataset kind {kind!r}; supported are auto, {', '.join(KINDS)}")
-    chosen = _detect(root) if kind == "auto" else KINDS[kind]
-    given = {"extra_distractors": extra_distractors or None, "images_root": images_root}
-    options = {name: value for name, value in given.items() if value is not None}
-    unsupported = [name for name in options if name not in chosen.options]
-    if unsupported:
-        raise DataError(f"{root}: {unsupported[0]} is no option of the kind {chosen.name!r}, which was read here")
-    return chosen.load(root, **options)
+    options = {
+        name: value for name, value in {**written, **options}.items() if value is not None and value is not False
+    }
+    with remembered_listings():
+        chosen = _detect(root) if kind == "auto" else KINDS[kind]
+        unsupported = [name for name in options if name not in chosen.options]
+        if unsupported:
+            known = f"; its options are {', '.join(chosen.options)}" if chosen.options else ""
+            raise DataError(
+                f"{root}: {unsupported[0]} is no option of the kind {chosen.name!r}, which was read here{known}"
+            )
+        return chosen.load(root, **options)
+
+
+def parse_kind(text: str) -> tuple[str, dict[str, Any]]:
+    """A kind and the options written behind it: "cuhk03:boxes=labeled,protocol=classic,split=3".
+
+    Whole numbers become integers, true and false become booleans, everything else stays text.
+
+    Raises:
+        DataError: An option that is not NAME=VALUE, or one that is given twice.
+    """
+    kind, colon, written = text.partition(":")
+    options: dict[str, Any] = {}
+    for pair in written.split(",") if colon else ():
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise DataError(f"{text!r}: {pair!r} is no option; write KIND:NAME=VALUE, e.g. cuhk03:boxes=labeled")
+        if name in options:
+            raise DataError(f"{text!r}: the option {name} is given twice")
+        words: dict[str, Any] = {"true": True, "false": False}
+        options[name] = int(value) if value.isascii() and value.isdigit() else words.get(value.lower(), value)
+    return kind, options
 
 
 def _detect(root: Path) -> DatasetKind:
@@ -104,7 +187,7 @@ def _detect(root: Path) -> DatasetKind:
             return kind
     supported = "; ".join(f"{kind.name}: {kind.summary}" for kind in KINDS.values())
     if root.is_file():
-        found = "is a file, not a .csv table"
+        found = "is a file, not a .csv table or a .parquet one"
     else:
         images, subfolders, others = list_folder(root)
         if not (images or subfolders or others):
@@ -112,4 +195,4 @@ def _detect(root: Path) -> DatasetKind:
         else:
             names = name_some(path.name for path in (*subfolders, *images, *others))
             found = f"holds {len(images)} images, {len(subfolders)} folders and {len(others)} other files ({names})"
-    raise DataError(f"{root}: no dataset recognised: {found}. Supported: {supported}")
+    raise UnknownLayoutError(f"{root}: no dataset recognised: {found}. Supported: {supported}")

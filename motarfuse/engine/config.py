@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from motarfuse.data import AugmentConfig, OccludedCopyConfig
+from motarfuse.data import AugmentConfig, ClipSampling, OccludedCopyConfig
 from motarfuse.engine.settings import (
     describe,
     flatten,
@@ -36,12 +36,40 @@ class DataConfig:
     """Where the training images are and how they are read."""
 
     root: str | None = _option(None, "folder or table of the dataset to train on; needed for training")
-    kind: str = _option("auto", "its layout: market1501, folder, csv, or auto to find out")
+    kind: str = _option("auto", "its layout, a name that motarfuse data check --help lists; auto finds out")
     cache: Literal["auto", "memory", "disk"] = _option(
         "auto", "memory keeps the resized crops, disk decodes every batch anew, auto: memory if they fit"
     )
     memory_limit_mb: float = _option(2048.0, "largest size of the crops in memory, in MB of 10^6 bytes")
     workers: int = _option(2, "decoding threads")
+
+
+@dataclass
+class ClipConfig:
+    """How clips are cut from tracklets; of no consequence for single images."""
+
+    frames: int = _option(8, "frames of a clip in training")
+    train_policy: Literal["random", "dense", "evenly"] = _option(
+        "random",
+        "random: one frame from each of as many equal segments; dense: consecutive ones, stride apart; evenly: the "
+        "segments' middles",
+    )
+    stride: int = _option(4, "steps between the frames of a dense clip")
+    image_share: float = _option(
+        0.25, "share of a batch's clips that are cut to one frame, so that single images stay what the network knows"
+    )
+    eval_policy: Literal["all", "evenly", "dense"] = _option(
+        "all", "what is evaluated of a tracklet; all: every frame, in clips whose features are averaged"
+    )
+    eval_frames: int = _option(8, "frames of a clip in evaluation")
+
+    def training_sampling(self) -> ClipSampling:
+        """Which frames a training step sees."""
+        return ClipSampling(self.train_policy, self.frames, self.stride)
+
+    def evaluation_sampling(self) -> ClipSampling:
+        """Which frames are evaluated."""
+        return ClipSampling(self.eval_policy, self.eval_frames, self.stride)
 
 
 @dataclass
@@ -99,6 +127,7 @@ class LossConfig:
         "the feature of a copy is that of its image; from scratch this teaches what copies share, colours of the "
         "background above all, before the identity loss has taken hold",
     )
+    rec_weight: float = _option(1.0, "a frame of a clip, moved as the parts moved, shows what another frame shows")
     part_weight: float = _option(1.0, "triplet and identity loss of part features")
     div_weight: float = _option(0.1, "parts that differ, are compact and cover a person's share of the crop")
 
@@ -108,8 +137,8 @@ class TrainConfig:
     """The training loop."""
 
     steps: int = _option(300, "optimizer steps")
-    batch_size: int = _option(64, "images a batch; a multiple of instances")
-    instances: int = _option(4, "images of each identity in a batch")
+    batch_size: int = _option(64, "images or clips a batch; a multiple of instances")
+    instances: int = _option(4, "images or clips of each identity in a batch")
     cross_camera: bool = _option(True, "prefer images of an identity from different cameras within a batch")
     accumulate: int = _option(1, "batches whose gradients are averaged in one optimizer step")
     seed: int = _option(0, "of weights, batches, augmentation and stochastic depth")
@@ -148,7 +177,7 @@ class EvaluationConfig:
         "auto",
         "what the results are of: the person's feature, its parts, or both scores' sum; auto: the sum if it has parts",
     )
-    batch_size: int = _option(128, "images a forward pass")
+    batch_size: int = _option(128, "images a forward pass; of clips, frames")
     flip: bool = _option(False, "average the features of each image and its mirror image")
 
 
@@ -166,6 +195,7 @@ class Config:
 
     model: Any = field(default_factory=VitReIDConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    clip: ClipConfig = field(default_factory=ClipConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     copy: OccludedCopyConfig = field(default_factory=OccludedCopyConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -207,6 +237,10 @@ class Config:
             ("train.checkpoint_every", train.checkpoint_every >= 0, train.checkpoint_every, "0 or more"),
             ("train.keep", train.keep >= 1, train.keep, "at least 1"),
             ("train.log_every", train.log_every >= 1, train.log_every, "at least 1"),
+            ("clip.frames", self.clip.frames >= 1, self.clip.frames, "at least 1"),
+            ("clip.stride", self.clip.stride >= 1, self.clip.stride, "at least 1"),
+            ("clip.image_share", 0 <= self.clip.image_share <= 1, self.clip.image_share, "in [0, 1]"),
+            ("clip.eval_frames", self.clip.eval_frames >= 1, self.clip.eval_frames, "at least 1"),
             ("data.workers", self.data.workers >= 1, self.data.workers, "at least 1"),
             ("optim.lr", optim.lr > 0, optim.lr, "positive"),
             ("optim.weight_decay", optim.weight_decay >= 0, optim.weight_decay, "0 or more"),
@@ -229,6 +263,7 @@ class Config:
                     "occ_weight",
                     "eq_weight",
                     "inv_weight",
+                    "rec_weight",
                     "part_weight",
                     "div_weight",
                 )

@@ -10,21 +10,39 @@ from torch import Tensor, nn
 from motarfuse.engine.config import LossConfig
 from motarfuse.models import MotarFuse, MotarFuseOutput, ReIDOutput
 from motarfuse.nn import CopyPair, IdLoss, MotionConsistencyLoss, PartState, TripletLoss
-from motarfuse.nn.motion_consistency import KnownWarp
+from motarfuse.nn.motion_consistency import FramePair, KnownWarp
 
 
 class Copies(NamedTuple):
     """What is known of the changed copies, which are the last of a batch.
 
     Attributes:
-        originals: (C,) places in the batch of the images that were copied.
+        originals: (C,) places in the batch of the images or clips that were copied.
+        frames: (C,) places of the copied frames among the states' frames; of images, the same.
         warp: W, from coordinates of the copies to those of their originals.
         covered: (C, N) share of each cell of the copies that an occluder hides.
     """
 
     originals: Tensor
+    frames: Tensor
     warp: KnownWarp
     covered: Tensor
+
+
+class ClipFrames(NamedTuple):
+    """Which of the states' frames, the clips' row after row and the copies' behind them, the loss reads.
+
+    Attributes:
+        there: (F,) places of frames that are no padding.
+        source, target: (P,) places of two different frames of one clip.
+        source_images, target_images: (P, 3, H, W) their pixels.
+    """
+
+    there: Tensor
+    source: Tensor
+    target: Tensor
+    source_images: Tensor
+    target_images: Tensor
 
 
 class ReIDCriterion(nn.Module):
@@ -61,12 +79,18 @@ class ReIDCriterion(nn.Module):
                     occ=config.occ_weight,
                     eq=config.eq_weight,
                     inv=config.inv_weight,
+                    rec=config.rec_weight,
                     part=config.part_weight if self.with_parts else 0.0,
                     div=config.div_weight,
                 )
 
     def forward(
-        self, output: ReIDOutput, labels: Tensor, copies: Copies | None = None, progress: float = 1.0
+        self,
+        output: ReIDOutput,
+        labels: Tensor,
+        copies: Copies | None = None,
+        progress: float = 1.0,
+        frames: ClipFrames | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its unweighted terms, scalars; a term of weight 0 is not computed.
 
@@ -75,6 +99,7 @@ class ReIDCriterion(nn.Module):
             labels: (B,) in [0, C), those of copies too.
             copies: What is known of the last images, if they are copies.
             progress: Share of the training that is done, which lambda_mc's ramp reads.
+            frames: Which frames of clips are there; None for images.
         """
         config = self.config
         terms: dict[str, Tensor] = {}
@@ -90,32 +115,45 @@ class ReIDCriterion(nn.Module):
                 terms["loss_class"] = self.class_identity(output.class_feature, labels)
                 loss = loss + config.class_weight * terms["loss_class"]
             if self.motion is not None:
-                value, parts = self._motion(self.motion, output, labels, copies)
+                value, parts = self._motion(self.motion, output, labels, copies, frames)
                 ramp = min(progress / config.motion_ramp, 1.0) if config.motion_ramp else 1.0
                 loss = loss + config.motion_weight * ramp * value
                 terms["loss_motion"] = value
                 terms |= {f"loss_{name}": term for name, term in parts.items()}
-            terms |= part_health(output.states[-1])
+            state = output.states[-1]
+            terms |= part_health(state if frames is None else state.take(frames.there))
         return loss, terms
 
     def _motion(
-        self, motion: MotionConsistencyLoss, output: MotarFuseOutput, labels: Tensor, copies: Copies | None
+        self,
+        motion: MotionConsistencyLoss,
+        output: MotarFuseOutput,
+        labels: Tensor,
+        copies: Copies | None,
+        frames: ClipFrames | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        pair = None
+        states, pair, frame_pair = output.states, None, None
         if copies is not None:
-            last = torch.arange(len(labels) - len(copies.originals), len(labels), device=labels.device)
+            count, total = len(copies.originals), len(states[0].masks)
+            last = torch.arange(total - count, total, device=labels.device)
             pair = CopyPair(
-                tuple(state.take(copies.originals) for state in output.states),
-                tuple(state.take(last) for state in output.states),
+                tuple(state.take(copies.frames) for state in states),
+                tuple(state.take(last) for state in states),
                 copies.warp,
                 copies.covered,
                 output.feature[copies.originals],
-                output.feature[last],
+                output.feature[len(labels) - count :],
             )
+        if frames is not None:
+            if len(frames.source):
+                source, target = states[-1].take(frames.source), states[-1].take(frames.target)
+                frame_pair = FramePair(frames.source_images, frames.target_images, source, target)
+            states = tuple(state.take(frames.there) for state in states)
         return motion(
-            output.states,
+            states,
             self.grid,
             copies=pair,
+            frames=frame_pair,
             part_embeddings=output.part_embeddings if self.with_parts else None,
             part_features=output.part_features,
             part_visibility=output.part_visibility,

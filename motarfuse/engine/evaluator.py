@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 from motarfuse import __version__
-from motarfuse.data import ImageRecord, ImageStore, ReIDDataset, load_dataset
+from motarfuse.data import ClipSampling, ClipStore, ImageRecord, ImageStore, Tracklet
+from motarfuse.data.any_dataset import AnyDataset, load_any_dataset
 from motarfuse.engine.checkpoint import find_checkpoint, load_model
 from motarfuse.engine.config import DataConfig, EvaluationConfig, check_set_name
 from motarfuse.engine.device import choose_device
-from motarfuse.engine.extractor import encode
+from motarfuse.engine.extractor import encode, encode_tracklets
 from motarfuse.engine.outputs import make_folder, write_json
 from motarfuse.engine.settings import require_positive
+from motarfuse.engine.sources import open_store
 from motarfuse.errors import ConfigError, DataError, TrainingError
 from motarfuse.retrieval import (
     METRICS,
@@ -65,10 +67,11 @@ class Evaluation:
     def __str__(self) -> str:
         numbers = self.metrics
         by = f" by {self.score}" if len(self.scores) > 1 else ""
+        what = "tracklets" if "clips" in self.record["manifest"]["features"] else "images"
         return (
             f"{self.name}{by}: mAP {100 * numbers['mAP']:.1f}, Rank-1 {100 * numbers['rank1']:.1f}, "
             f"Rank-5 {100 * numbers['rank5']:.1f}, mINP {100 * numbers['mINP']:.1f} "
-            f"({numbers['num_valid']} queries, {numbers['num_gallery']} gallery images)"
+            f"({numbers['num_valid']} queries, {numbers['num_gallery']} gallery {what})"
         )
 
 
@@ -80,35 +83,42 @@ class EvaluationSet:
         dataset: The dataset.
         size: (height, width) in pixels.
         data: How images are read.
+        sampling: Which frames of tracklets are evaluated.
 
     Raises:
         DataError: Query or gallery is empty, or no query has a match.
     """
 
-    def __init__(self, name: str, dataset: ReIDDataset[ImageRecord], size: tuple[int, int], data: DataConfig) -> None:
+    def __init__(
+        self,
+        name: str,
+        dataset: AnyDataset,
+        size: tuple[int, int],
+        data: DataConfig,
+        sampling: ClipSampling | None = None,
+    ) -> None:
         dataset.require_evaluation()
         self.name = name
         self.dataset = dataset
+        self.sampling = ClipSampling() if sampling is None else sampling
         self._size = size
         self._data = data
-        self._stores: tuple[ImageStore, ImageStore] | None = None
+        self._stores: tuple[ImageStore | ClipStore, ImageStore | ClipStore] | None = None
 
     @property
-    def stores(self) -> tuple[ImageStore, ImageStore]:
+    def has_tracklets(self) -> bool:
+        """Whether query and gallery are tracklets."""
+        return isinstance(self.dataset.query[0], Tracklet)
+
+    @property
+    def stores(self) -> tuple[ImageStore | ClipStore, ImageStore | ClipStore]:
         """Query and gallery images."""
         if self._stores is None:
-            query, gallery = (
-                ImageStore(
-                    records,
-                    self._size,
-                    cache=self._data.cache,
-                    workers=self._data.workers,
-                    memory_limit_mb=self._data.memory_limit_mb,
-                    verify=False,
-                )
-                for records in (self.dataset.query, self.dataset.gallery)
+            query, gallery = self.dataset.query, self.dataset.gallery
+            self._stores = (
+                open_store(query, self._size, self._data, verify=False),
+                open_store(gallery, self._size, self._data, verify=False),
             )
-            self._stores = (query, gallery)
         return self._stores
 
     def close(self) -> None:
@@ -145,15 +155,17 @@ def evaluate_model(
     query_store, gallery_store = subject.stores
     sides = []
     for title, store in (("query", query_store), ("gallery", gallery_store)):
-        features, kept = encode(
-            model,
-            store,
-            batch_size=config.batch_size,
-            device=device,
-            precision=precision,
-            flip=config.flip,
-            description=f"{subject.name}: {title}",
-        )
+        options: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "device": device,
+            "precision": precision,
+            "flip": config.flip,
+            "description": f"{subject.name}: {title}",
+        }
+        if isinstance(store, ClipStore):
+            features, kept = encode_tracklets(model, store, subject.sampling, **options), list(range(len(store)))
+        else:
+            features, kept = encode(model, store, **options)
         if config.score in ("parts", "sum") and not features.has_parts:
             raise ConfigError(
                 f"evaluation.score is {config.score}, but this network has no parts; supported are auto and feature"
@@ -215,6 +227,7 @@ def evaluate_model(
                 "image_size": list(query_store.size),
                 "flip": config.flip,
                 "precision": precision,
+                **({"clips": subject.sampling.to_dict()} if subject.has_tracklets else {}),
             },
         },
         "rank_lists": [
@@ -251,7 +264,7 @@ def _per_query(result: EvaluationResult, pids: np.ndarray) -> dict[str, list[int
     }
 
 
-def _path(record: ImageRecord, root: Path) -> str:
+def _path(record: ImageRecord | Tracklet, root: Path) -> str:
     """The image's path below the dataset's root where it is, else absolute; always with slashes."""
     inside = record.path.is_relative_to(root)
     return (record.path.relative_to(root) if inside else record.path.resolve()).as_posix()
@@ -300,6 +313,7 @@ def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationCon
             manifest["protocol"]["name"],
             manifest["metric"],
             manifest["features"]["flip"],
+            manifest["features"].get("clips"),
             record["score"],
         )
         # Which score `auto` is depends on the network, and the record tells which scores that has.
@@ -308,7 +322,8 @@ def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationCon
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent, or not ours: it is made anew
     score = best if config.score == "auto" else config.score
-    wanted = (step, str(_base(subject).resolve()), config.protocol, config.metric, config.flip, score)
+    clips = subject.sampling.to_dict() if subject.has_tracklets else None
+    wanted = (step, str(_base(subject).resolve()), config.protocol, config.metric, config.flip, clips, score)
     return Evaluation(subject.name, metrics, record) if found == wanted else None
 
 
@@ -332,6 +347,7 @@ def evaluate_checkpoint(
     device: str = "auto",
     precision: str = "fp32",
     workers: int = 2,
+    sampling: ClipSampling | None = None,
     out: str | Path | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint on a dataset.
@@ -342,6 +358,7 @@ def evaluate_checkpoint(
         name: Name of the evaluation, and of the file it is written to.
         protocol, metric, score: What is counted, how features are compared, and which score the results are of.
         batch_size, flip, device, precision, workers: How images are encoded.
+        sampling: Which frames of tracklets are seen; None: all, in clips of 8.
         out: Run folder in which ``evaluations/<name>.json`` is written; None writes nothing.
 
     Raises:
@@ -355,7 +372,7 @@ def evaluate_checkpoint(
     folder = find_checkpoint(checkpoint)
     model, metadata = load_model(folder, device=target)
     data = DataConfig(workers=workers, cache="disk")
-    subject = EvaluationSet(name, load_dataset(root, kind), model.image_size, data)  # type: ignore[arg-type]
+    subject = EvaluationSet(name, load_any_dataset(root, kind), model.image_size, data, sampling)  # type: ignore[arg-type]
     try:
         evaluation = evaluate_model(model, subject, config, step=metadata["step"], device=target, precision=precision)
     finally:

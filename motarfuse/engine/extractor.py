@@ -14,12 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from motarfuse import __version__, console
-from motarfuse.data import KINDS, EvalTransform, ImageRecord, ImageStore, Skipped, load_dataset
+from motarfuse.data import (
+    KINDS,
+    VIDEO_KINDS,
+    Clip,
+    ClipSampling,
+    ClipStore,
+    EvalTransform,
+    ImageRecord,
+    ImageStore,
+    Skipped,
+    Tracklet,
+)
+from motarfuse.data.any_dataset import load_any_dataset
 from motarfuse.data.files import scan_images
 from motarfuse.engine.checkpoint import describe_checkpoint, find_checkpoint, load_model
+from motarfuse.engine.config import DataConfig
 from motarfuse.engine.device import autocast, choose_device
 from motarfuse.engine.outputs import atomic_folder, tensor_bytes, write_json, write_synced
 from motarfuse.engine.settings import require_positive
+from motarfuse.engine.sources import Records, open_store
 from motarfuse.errors import CheckpointError, DataError
 from motarfuse.retrieval import PersonFeatures
 
@@ -34,15 +48,19 @@ class ExtractResult:
 
     Attributes:
         out: The folder.
-        count: Images with features.
+        count: Images or tracklets with features.
         skipped: Files that could not be read, with the reasons.
         seconds: Wall time of reading and encoding.
+        num_images: Images seen; frames, of tracklets.
+        has_tracklets: Whether the features are of tracklets.
     """
 
     out: Path
     count: int
     skipped: list[Skipped]
     seconds: float
+    num_images: int = 0
+    has_tracklets: bool = False
 
 
 @torch.no_grad()
@@ -122,8 +140,87 @@ def encode(
     return PersonFeatures.from_tensors(table).select(slice(len(kept))), kept
 
 
-def source_records(source: str | Path, kind: str = "auto", split: str | None = None) -> list[ImageRecord]:
-    """The images that a folder, a table or a dataset holds, in a fixed order.
+@torch.no_grad()
+def encode_tracklets(
+    model: nn.Module,
+    store: ClipStore,
+    sampling: ClipSampling,
+    *,
+    batch_size: int = 128,
+    device: str | torch.device = "cpu",
+    precision: str = "fp32",
+    flip: bool = False,
+    description: str = "encoding",
+) -> PersonFeatures:
+    """Features of tracklets in their order, each from the clips that a policy cuts.
+
+    With n_c the frames of clip c: feature = sum_c n_c feature_c / sum_c n_c; part features likewise with the weights
+    n_c visibility_ck, and visibility is the frames' mean. Clips of similar length share a batch.
+
+    Args:
+        model: A network, in whatever mode; it is evaluated in evaluation mode and given back as it was.
+        store: Tracklets of the network's image size.
+        sampling: Which frames are seen; nothing is drawn at random.
+        batch_size: Frames a forward pass, padding included; one clip at least.
+        device, precision, flip, description: As of :func:`encode`.
+
+    Returns:
+        Features in float32 on the CPU, a row a tracklet.
+
+    Raises:
+        DataError: A tracklet without any readable frame.
+    """
+    device = torch.device(device)
+    transform = EvalTransform()
+    camids = torch.tensor(store.camids)
+    # A stable order by length: little padding, and the same batches each time.
+    clips = [Clip(number, part) for number, record in enumerate(store.records) for part in sampling.clips(len(record))]
+    clips.sort(key=lambda clip: len(clip.frames))
+    sums: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    was_training = model.training
+    model.to(device).eval()
+    try:
+        with console.progress(description, len(clips)) as bar:
+            for batch in store.prefetch(_groups(clips, batch_size)):
+                images = transform(batch.images.to(device, non_blocking=True))
+                rows = torch.tensor([clip.tracklet for clip in batch.clips])
+                cameras = camids[rows].to(device)
+                mask, index = batch.frame_mask.to(device), batch.frame_index.to(device)
+                with autocast(device, precision):
+                    found = PersonFeatures.of(model(images, cameras, mask, index)).tensors
+                    if flip:
+                        found["feature"] = (found["feature"] + model(images.flip(-1), cameras, mask, index).feature) / 2
+                share = {"feature": batch.frame_mask.sum(1, keepdim=True).float()}
+                if "part_visibility" in found:
+                    share["part_visibility"] = share["feature"]
+                    share["part_features"] = (share["feature"] * found["part_visibility"].float().cpu())[..., None]
+                for name, tensor in found.items():
+                    if name not in sums:
+                        sums[name] = torch.zeros(len(store), *tensor.shape[1:])
+                        weights[name] = torch.zeros(len(store), *share[name].shape[1:])
+                    sums[name].index_add_(0, rows, tensor.float().cpu() * share[name])
+                    weights[name].index_add_(0, rows, share[name])
+                bar.advance(bar.task_ids[0], len(batch.clips))
+    finally:
+        model.train(was_training)
+    return PersonFeatures.from_tensors({name: total / weights[name].clamp(min=1e-6) for name, total in sums.items()})
+
+
+def _groups(clips: Sequence[Clip], batch_size: int) -> Iterable[list[Clip]]:
+    """Clips in order, as many a batch as padded to the longest have ``batch_size`` frames."""
+    group: list[Clip] = []
+    for clip in clips:
+        if group and max(len(group[-1].frames), len(clip.frames)) * (len(group) + 1) > batch_size:
+            yield group
+            group = []
+        group.append(clip)
+    if group:
+        yield group
+
+
+def source_records(source: str | Path, kind: str = "auto", split: str | None = None) -> Records:
+    """The images or tracklets that a folder, a table or a dataset holds, in a fixed order.
 
     Args:
         source: Folder or CSV table.
@@ -139,14 +236,16 @@ def source_records(source: str | Path, kind: str = "auto", split: str | None = N
         raise DataError(f"{root}: no such file or folder")
     if kind == "auto":
         # Any folder of folders looks like one folder per identity: only who asks for `folder` means that.
-        kind = next((name for name in ("market1501", "csv") if KINDS[name].detect(root)), "images")
+        vague = {"folder", "tracklet-folder"}
+        known = [name for name, one in (VIDEO_KINDS | KINDS).items() if name not in vague and one.detect(root)]
+        kind = known[0] if known else "images"
     if kind != "images":
-        dataset = load_dataset(root, kind)
+        dataset = load_any_dataset(root, kind)
         if split is not None:
-            records = dataset.subset(split)
+            records: Records = dataset.subset(split)
             if not records:
                 raise DataError(f"{root}: the split {split} is empty")
-            return list(records)
+            return records
         return [*dataset.train, *dataset.query, *dataset.gallery]
     if split is not None:
         raise DataError(f"{root} is a folder of plain images, which has no split {split!r}; leave --split out")
@@ -166,13 +265,15 @@ def extract(
     flip: bool = False,
     workers: int = 2,
     shard: tuple[int, int] = (0, 1),
+    sampling: ClipSampling | None = None,
 ) -> ExtractResult:
     """Writes the features of all images of a source: ``features.safetensors``, ``table.csv`` and ``manifest.json``.
 
     Row i of ``feature`` (n, D) float32, not normalised, belongs to line i of the table; a network with parts adds
     ``part_features`` (n, L, D) and ``part_visibility`` (n, L), and the manifest's ``parts`` says how many and how wide
     they are (null: none). Files that cannot be read are left out, counted and named in the manifest. The folder appears
-    when it is complete.
+    when it is complete. A set of tracklets gives a row a tracklet: ``path`` is the frame in its middle, and the table
+    has two columns more, ``tracklet`` (name) and ``frames`` (number).
 
     Args:
         checkpoint: A run's folder, a checkpoint's, or the name of a packaged network.
@@ -181,6 +282,7 @@ def extract(
         kind, split: As :func:`source_records`.
         batch_size, device, precision, flip, workers: As :func:`encode`.
         shard: (i, n): the i-th of n contiguous parts of the images, counted from 0.
+        sampling: Which frames of tracklets are seen; None: all, in clips of 8.
 
     Raises:
         CheckpointError, ConfigError, DataError, OutputError: What cannot be used, read or written, and why.
@@ -201,22 +303,31 @@ def extract(
         raise DataError(f"shard {part}/{parts} of {root} holds no images")
     start = time.perf_counter()
     # Every image is read once: nothing to keep in memory, nothing to check beforehand.
-    with ImageStore(records, model.image_size, cache="disk", workers=workers, verify=False) as store:  # type: ignore[arg-type]
-        features, kept = encode(
-            model,
-            store,
-            batch_size=batch_size,
-            device=target,
-            precision=precision,
-            flip=flip,
-            description="extracting",
-        )
+    data = DataConfig(cache="disk", workers=workers)
+    sampling = ClipSampling() if sampling is None else sampling
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "device": target,
+        "precision": precision,
+        "flip": flip,
+        "description": "extracting",
+    }
+    with open_store(records, model.image_size, data, verify=False) as store:  # type: ignore[arg-type]
+        if isinstance(store, ClipStore):
+            features, kept = encode_tracklets(model, store, sampling, **options), list(range(len(store)))
+        else:
+            features, kept = encode(model, store, **options)
         skipped = list(store.skipped)
+        has_tracklets = isinstance(store, ClipStore)
     seconds = time.perf_counter() - start
     if not features.is_finite():
         raise CheckpointError(f"{folder} gives features that are not finite; its weights are damaged or diverged")
     base = root if root.is_dir() else root.parent
-    rows = [(_relative(records[index].path, base), records[index].pid, records[index].camid) for index in kept]
+    rows = [_row(records[index], base) for index in kept]
+    num_images = len(kept)
+    if has_tracklets:
+        lengths = [len(record) for record in records if isinstance(record, Tracklet)]
+        num_images = sum(len(clip) for length in lengths for clip in sampling.clips(length))
     manifest: dict[str, Any] = {
         "motarfuse": __version__,
         "checkpoint": describe_checkpoint(folder, metadata["step"]),
@@ -229,6 +340,7 @@ def extract(
         "precision": precision,
         "parts": parts_entry(features),
         "num_images": len(kept),
+        **({"clips": sampling.to_dict(), "num_frames": num_images} if has_tracklets else {}),
         "num_skipped": len(skipped),
         "skipped": [{"path": _relative(item.path, base), "reason": item.reason} for item in skipped],
     }
@@ -236,7 +348,12 @@ def extract(
         write_synced(partial / FEATURES, tensor_bytes(features.tensors))
         write_synced(partial / TABLE, table_bytes(rows))
         write_json(partial / MANIFEST, manifest)
-    return ExtractResult(out, len(kept), skipped, seconds)
+    return ExtractResult(out, len(kept), skipped, seconds, num_images, has_tracklets)
+
+
+def _row(record: ImageRecord | Tracklet, base: Path) -> tuple[object, ...]:
+    labels = (_relative(record.path, base), record.pid, record.camid)
+    return (*labels, record.name, len(record)) if isinstance(record, Tracklet) else labels
 
 
 def parts_entry(features: PersonFeatures) -> dict[str, int] | None:
@@ -265,9 +382,10 @@ def _relative(path: Path, base: Path) -> str:
 
 
 def table_bytes(rows: Iterable[Sequence[object]]) -> bytes:
-    """The table of an extraction: a line (path, pid, camid) an image."""
+    """The table of an extraction: a line (path, pid, camid) an image, and (..., tracklet, frames) a tracklet."""
+    lines = list(rows)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "pid", "camid"])
-    writer.writerows(rows)
+    writer.writerow(["path", "pid", "camid", "tracklet", "frames"][: len(lines[0]) if lines else 3])
+    writer.writerows(lines)
     return text.getvalue().encode()

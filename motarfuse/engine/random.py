@@ -17,6 +17,8 @@ WEIGHTS = 0
 STEP = 1
 AUGMENTATION = 2
 COPIES = 3
+CLIPS = 4
+PAIRS = 5
 
 
 def stream_seed(seed: int, *key: int) -> int:

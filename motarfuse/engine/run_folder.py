@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from motarfuse import console
-from motarfuse.data import ImageRecord
+from motarfuse.data import Tracklet
 from motarfuse.engine.checkpoint import Checkpoint, list_checkpoints, load_checkpoint
 from motarfuse.engine.config import Config, config_differences, dump_config
 from motarfuse.engine.logs import BOARD, LOG
 from motarfuse.engine.outputs import make_folder, output_errors, remove_partial, write_bytes
 from motarfuse.engine.settings import show
+from motarfuse.engine.sources import Records
 from motarfuse.errors import ConfigError, OutputError
 
 try:
@@ -147,11 +148,12 @@ def _remove(run_dir: Path, names: Sequence[str], folders: Sequence[Path]) -> Non
             folder.rmdir()
 
 
-def data_fingerprint(records: Sequence[ImageRecord]) -> str:
+def data_fingerprint(records: Records) -> str:
     """What the training data is, wherever it lies: base names, identities and cameras in order."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(f"{record.path.name}\t{record.pid}\t{record.camid}\n".encode())
+        names = "\t".join(record.files) if isinstance(record, Tracklet) else record.path.name
+        digest.update(f"{names}\t{record.pid}\t{record.camid}\n".encode())
     return digest.hexdigest()
 
 

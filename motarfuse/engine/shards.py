@@ -76,12 +76,14 @@ def merge_shards(out: str | Path) -> ExtractResult:
         tables.append(features.tensors)
         lines.extend(rows)
     skipped = [item for manifest in manifests for item in manifest["skipped"]]
+    frames = sum(manifest.get("num_frames", 0) for manifest in manifests)
     whole = {
         **manifests[0],
         "shard": {"index": 0, "count": 1},
         "num_images": len(lines),
         "num_skipped": len(skipped),
         "skipped": skipped,
+        **({"num_frames": frames} if frames else {}),
     }
     check_replaceable(out)
     joined = {name: torch.cat([table[name] for table in tables]) for name in tables[0]}
@@ -89,7 +91,7 @@ def merge_shards(out: str | Path) -> ExtractResult:
         write_synced(partial / FEATURES, tensor_bytes(joined))
         write_synced(partial / TABLE, table_bytes(lines))
         write_json(partial / MANIFEST, whole)
-    return ExtractResult(out, len(lines), [], 0.0)
+    return ExtractResult(out, len(lines), [], 0.0, whole.get("num_frames", len(lines)), "clips" in whole)
 
 
 def _read_part(folder: Path) -> tuple[dict[str, Any], list[list[str]]]:
@@ -123,4 +125,4 @@ def _read_features(folder: Path, count: int, parts: dict[str, int] | None) -> Pe
 def _essence(manifest: dict[str, Any]) -> tuple[Any, ...]:
     """What the parts of one extraction have in common."""
     keys = ("model", "image_size", "source", "split", "flip", "precision", "parts")
-    return manifest["checkpoint"]["sha256"], *(manifest[key] for key in keys)
+    return manifest["checkpoint"]["sha256"], manifest.get("clips"), *(manifest[key] for key in keys)

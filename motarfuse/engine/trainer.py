@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from motarfuse import console
-from motarfuse.data import (
-    ImageRecord,
-    ImageStore,
-    OccludedCopy,
-    PKSampler,
-    ReIDDataset,
-    TrainTransform,
-    load_dataset,
-)
+from motarfuse.data import PKSampler
+from motarfuse.data.any_dataset import AnyDataset, load_any_dataset
 from motarfuse.engine.checkpoint import Checkpoint, list_checkpoints, load_checkpoint, load_weights, save_checkpoint
 from motarfuse.engine.config import Config
-from motarfuse.engine.criterion import Copies, ReIDCriterion
+from motarfuse.engine.criterion import ReIDCriterion
 from motarfuse.engine.device import autocast, choose_device, flushed_denormals
 from motarfuse.engine.ema import WeightAverage
 from motarfuse.engine.evaluator import (
@@ -47,16 +39,10 @@ from motarfuse.engine.optim import (
     set_lr,
 )
 from motarfuse.engine.outputs import tensor_bytes, write_bytes
-from motarfuse.engine.random import (
-    AUGMENTATION,
-    COPIES,
-    STEP,
-    WEIGHTS,
-    isolated_randomness,
-    seed_everything,
-    stream_seed,
-)
+from motarfuse.engine.random import STEP, WEIGHTS, isolated_randomness, seed_everything, stream_seed
 from motarfuse.engine.run_folder import CHECKPOINTS, data_fingerprint, open_run
+from motarfuse.engine.sources import Records, describe_store, open_store
+from motarfuse.engine.training_batch import Batch, Batches, Varier, run_network
 from motarfuse.errors import CheckpointError, ConfigError, DataError, TrainingError
 from motarfuse.models import MotarFuse, build_model, load_pretrained
 
@@ -101,7 +87,7 @@ def train(config: Config, *, resume: bool = True) -> TrainResult:
         raise ConfigError("data.root is not set: give the folder or table of the training data, e.g. data.root=PATH")
     device = choose_device(config.train.device)
     autocast(device, config.train.precision)  # refuses what the device cannot do before anything is written
-    dataset = load_dataset(config.data.root, config.data.kind)
+    dataset = load_any_dataset(config.data.root, config.data.kind)
     dataset.require_training()
     check_identities(config, dataset.train)
     evaluated = evaluation_datasets(config, dataset)
@@ -115,7 +101,7 @@ def train(config: Config, *, resume: bool = True) -> TrainResult:
             trainer.close()
 
 
-def check_identities(config: Config, records: Sequence[ImageRecord]) -> None:
+def check_identities(config: Config, records: Records) -> None:
     """Checks that a batch can be drawn from the images.
 
     Raises:
@@ -129,16 +115,16 @@ def check_identities(config: Config, records: Sequence[ImageRecord]) -> None:
         )
 
 
-def evaluation_datasets(config: Config, dataset: ReIDDataset[ImageRecord]) -> dict[str, ReIDDataset[ImageRecord]]:
+def evaluation_datasets(config: Config, dataset: AnyDataset) -> dict[str, AnyDataset]:
     """The datasets to evaluate on by name: ``evaluation.sets``, or the training data's own query and gallery.
 
     Raises:
         DataError: One of them cannot be evaluated.
     """
-    found = {}
+    found: dict[str, AnyDataset] = {}
     for name, root in config.evaluation.sets.items():
         try:
-            found[name] = load_dataset(root)
+            found[name] = load_any_dataset(root)
         except DataError as error:
             raise DataError(f"evaluation.sets, {name}: {error}") from error
     if not found and dataset.query and dataset.gallery:
@@ -168,8 +154,8 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        dataset: ReIDDataset[ImageRecord],
-        evaluated: dict[str, ReIDDataset[ImageRecord]],
+        dataset: AnyDataset,
+        evaluated: dict[str, AnyDataset],
         device: torch.device,
         checkpoint: Checkpoint | None,
     ) -> None:
@@ -186,14 +172,11 @@ class Trainer:
             load_weights(self.model, initial.model, initial.path)
             console.info(f"weights from {initial.path}, step {initial.metadata['step']}")
         size: tuple[int, int] = self.model.image_size  # type: ignore[assignment]
-        self.evaluation_sets = [EvaluationSet(name, data, size, config.data) for name, data in evaluated.items()]
-        self.store = ImageStore(
-            dataset.train,
-            size,
-            cache=config.data.cache,
-            workers=config.data.workers,
-            memory_limit_mb=config.data.memory_limit_mb,
-        )
+        self.evaluation_sets = [
+            EvaluationSet(name, data, size, config.data, config.clip.evaluation_sampling())
+            for name, data in evaluated.items()
+        ]
+        self.store = open_store(dataset.train, size, config.data)
         check_identities(config, self.store.records)  # again: some images may be unreadable
         self.labels = torch.tensor(self.store.labels)
         self.camids = torch.tensor(self.store.camids)
@@ -205,8 +188,9 @@ class Trainer:
             seed=config.train.seed,
             cross_camera=config.train.cross_camera,
         )
-        self.transform = TrainTransform(config.augment)
-        self.copy = OccludedCopy(config.copy)
+        self.batches = Batches(self.store, self.sampler, config)
+        grid = self.model.backbone.grid if isinstance(self.model, MotarFuse) else None
+        self.varier = Varier(config, grid, device)
         num_classes = int(self.labels.max()) + 1
         self.criterion = ReIDCriterion(self.model, num_classes, config.loss).to(device)
         self.optimizer = build_optimizer(parameter_groups(self.model, self.criterion, config.optim), config.optim)
@@ -217,12 +201,13 @@ class Trainer:
         self.window: list[dict[str, float]] = []
         self.evaluations: dict[str, Evaluation] = {}
         self._logged_seconds = 0.0
+        self._images = 0
         if checkpoint is not None:
             self._restore(checkpoint)
         self.log = RunLog(self.run_dir, step=self.step, tensorboard=config.output.tensorboard)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         console.info(
-            f"training {config.model_name} ({parameters:,} parameters) on {len(self.store):,} images of "
+            f"training {config.model_name} ({parameters:,} parameters) on {describe_store(self.store)} of "
             f"{self.sampler.num_identities:,} identities, {self.device}, steps {self.step} to {config.train.steps}"
         )
 
@@ -242,7 +227,8 @@ class Trainer:
         """
         settings = self.config.train
         saved = self.step if self.step else None
-        batches = self._batches()
+        places = range(self.step * settings.accumulate, settings.steps * settings.accumulate)
+        batches = self.batches.read(places)
         with closing(batches), console.progress("training", settings.steps) as bar:
             while self.step < settings.steps:
                 start = time.perf_counter()
@@ -270,13 +256,7 @@ class Trainer:
         checkpoint = list_checkpoints(self.run_dir / CHECKPOINTS)[-1]
         return TrainResult(self.run_dir, checkpoint, self.step, dict(self.evaluations))
 
-    def _batches(self) -> Generator[tuple[Sequence[int], Tensor], None, None]:
-        """Indices and images from this step on; closing it ends the reading ahead."""
-        settings = self.config.train
-        places = range(self.step * settings.accumulate, settings.steps * settings.accumulate)
-        yield from self.store.prefetch(map(self.sampler.batch, places))
-
-    def _train_step(self, batches: list[tuple[Sequence[int], Tensor]]) -> None:
+    def _train_step(self, batches: list[Batch]) -> None:
         """One optimizer step over the gradients of ``accumulate`` batches."""
         settings = self.config.train
         seed_everything(stream_seed(settings.seed, STEP, self.step))
@@ -284,25 +264,20 @@ class Trainer:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         totals: dict[str, float] = {}
-        for index, (indices, pixels) in enumerate(batches):
-            generator = torch.Generator().manual_seed(stream_seed(settings.seed, AUGMENTATION, self.step, index))
-            chosen = torch.as_tensor(indices)
-            known = self.labels[chosen]
-            labels = known.to(self.device, non_blocking=True)
-            camids = self.camids[chosen].to(self.device, non_blocking=True)
-            images = self.transform(pixels.to(self.device, non_blocking=True), generator)
-            images, labels, camids, copies = self._with_copies(images, labels, camids, known, index)
-            extra = {}
-            if copies is not None and isinstance(self.model, MotarFuse):
-                extra["counted"] = torch.arange(len(images), device=self.device) < len(pixels)
+        for number, batch in enumerate(batches):
+            chosen = torch.as_tensor(batch.indices)
+            varied = self.varier(batch, self.labels[chosen], self.camids[chosen], self.step, number)
             with autocast(self.device, settings.precision):
-                output = self.model(images, camids, **extra)
-                loss, terms = self.criterion(output, labels, copies, self.step / settings.steps)
+                output = run_network(self.model, varied)
+                loss, terms = self.criterion(
+                    output, varied.labels, varied.copies, self.step / settings.steps, varied.frames
+                )
+            self._images += batch.num_frames
             values = {"loss": loss, **terms, "triplet_skipped": self.criterion.triplet.skipped}
             for key, value in values.items():
                 totals[key] = totals.get(key, 0.0) + float(value.detach()) / len(batches)
             if not all(math.isfinite(value) for value in totals.values()):
-                raise self._not_finite("the loss", totals, pixels, indices)
+                raise self._not_finite("the loss", totals, batch)
             self.scaler.scale(loss / len(batches)).backward()
         self.scaler.unscale_(self.optimizer)
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
@@ -311,43 +286,24 @@ class Trainer:
         if math.isfinite(norm):
             totals["grad_norm"] = norm
         elif not self.scaler.is_enabled():  # gradient scaling leaves such a step out and tries a smaller scale
-            raise self._not_finite("the gradient", totals, pixels, indices)
+            raise self._not_finite("the gradient", totals, batches[-1])
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None:
             self.average.update(self.model, self.step)
         self.window.append(totals)
 
-    def _with_copies(
-        self, images: Tensor, labels: Tensor, camids: Tensor, known: Tensor, index: int
-    ) -> tuple[Tensor, Tensor, Tensor, Copies | None]:
-        """The batch with changed copies of ``copy.share`` of its images behind it, and what is known of them.
-
-        ``known`` are the labels on the CPU, where the donors of patches are chosen without waiting for the device.
-        """
-        count = round(self.config.copy.share * len(images))
-        if not count:
-            return images, labels, camids, None
-        generator = torch.Generator().manual_seed(stream_seed(self.config.train.seed, COPIES, self.step, index))
-        originals = torch.randperm(len(images), generator=generator)[:count].sort().values
-        chosen = originals.to(self.device)
-        copied = self.copy(images[chosen], generator, images, known[originals], known)
-        covered = images.new_empty(0)
-        if isinstance(self.model, MotarFuse):
-            covered = copied.covered_share_of_cells(self.model.backbone.grid)
-        return (
-            torch.cat((images, copied.images)),
-            torch.cat((labels, labels[chosen])),
-            torch.cat((camids, camids[chosen])),
-            Copies(chosen, copied.warp, covered),
-        )
-
-    def _not_finite(self, what: str, terms: dict[str, float], pixels: Tensor, indices: Sequence[int]) -> TrainingError:
+    def _not_finite(self, what: str, terms: dict[str, float], batch: Batch) -> TrainingError:
         """Saves the batch for inspection; returns the error."""
         path = self.run_dir / f"failed-step-{self.step + 1:08d}.safetensors"
-        chosen = torch.as_tensor(indices)
-        tensors = {"images": pixels, "labels": self.labels[chosen], "camids": self.camids[chosen], "indices": chosen}
-        names = "\n".join(str(self.store.records[index].path) for index in indices)
+        chosen = torch.as_tensor(batch.indices)
+        tensors = {
+            "images": batch.pixels,
+            "labels": self.labels[chosen],
+            "camids": self.camids[chosen],
+            "indices": chosen,
+        }
+        names = "\n".join(str(self.store.records[index].path) for index in batch.indices)
         write_bytes(path, tensor_bytes(tensors, {"paths": names, "step": str(self.step + 1)}))
         listed = ", ".join(f"{key} {value:g}" for key, value in terms.items())
         return TrainingError(
@@ -360,16 +316,15 @@ class Trainer:
         keys = dict.fromkeys(key for totals in self.window for key in totals)
         means = {key: _mean([totals[key] for totals in self.window if key in totals]) for key in keys}
         elapsed = self.seconds - self._logged_seconds
-        images = len(self.window) * self.config.train.batch_size * self.config.train.accumulate
         factor = lr_factor(self.config.optim, self.step - 1, self.config.train.steps)
         values = {
             **means,
             "lr": self.config.optim.lr * factor,
-            "images_per_second": images / max(elapsed, 1e-9),
+            "images_per_second": self._images / max(elapsed, 1e-9),
             "seconds": self.seconds,
         }
         self.log.write("train", self.step, values)
-        self._logged_seconds = self.seconds
+        self._logged_seconds, self._images = self.seconds, 0
         self.window.clear()
         return f"loss {means['loss']:.3f}  {values['images_per_second']:.0f} images/s"
 

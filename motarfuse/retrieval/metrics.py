@@ -16,6 +16,7 @@ from torch import Tensor
 from motarfuse.retrieval.labels import Pairs, as_labels, as_tensor, match_pairs
 from motarfuse.retrieval.protocols import Protocol, get_protocol
 from motarfuse.retrieval.scores import ScoreBlocks
+from motarfuse.retrieval.single_shot import SEED, first_ranks_of_draws, share_found
 
 CMC_RANKS = 50
 TIES = "stable: of equal scores, the entry with the lower gallery index ranks first"
@@ -32,7 +33,8 @@ class EvaluationResult:
         num_valid: Queries that have a positive.
         average_precision: (Q,) float64, NaN for the queries that were skipped.
         inp: (Q,) float64, positives / rank of the last positive, NaN likewise.
-        first_rank: (Q,) int64, rank of the first positive, from 1; 0 for the queries that were skipped.
+        first_rank: (Q,) int64, rank of the first positive, from 1; 0 for the queries that were skipped. Under a
+            protocol that draws galleries, of the first draw.
         manifest: The protocol, the rules and the counts behind the numbers, with a ``sha256`` of all of it.
     """
 
@@ -122,9 +124,10 @@ def evaluate(
     blocks = ScoreBlocks(query, gallery, metric=metric, score=score, block=block)
     num_query, num_gallery = blocks.shape
     pids = as_labels(query_pids, "query_pids", num_query)
+    all_pids = as_labels(gallery_pids, "gallery_pids", num_gallery)
     pairs = match_pairs(
         pids,
-        as_labels(gallery_pids, "gallery_pids", num_gallery),
+        all_pids,
         as_labels(query_camids, "query_camids", num_query),
         as_labels(gallery_camids, "gallery_camids", num_gallery),
         rules,
@@ -138,10 +141,12 @@ def evaluate(
             "numbering and that camids are right (-1 where unknown)"
         )
     blocks.select_gallery(torch.from_numpy(pairs.kept))
+    kept_pids = all_pids[pairs.kept]
 
     average_precision = np.full(num_query, np.nan)
     inverse_penalty = np.full(num_query, np.nan)
     first_rank = np.zeros(num_query, dtype=np.int64)
+    drawn: list[np.ndarray] = []
     for rows, scores in blocks.blocks(torch.from_numpy(valid)):
         queries = rows.numpy()
         ranks, mask = _positive_ranks(scores, pairs, queries)
@@ -149,10 +154,13 @@ def evaluate(
         counts = mask.sum(axis=1)
         average_precision[queries] = precision.sum(axis=1) / counts
         inverse_penalty[queries] = counts / ranks[np.arange(len(ranks)), counts - 1]
-        first_rank[queries] = ranks[:, 0]
-    hits = np.bincount(np.minimum(first_rank[valid], CMC_RANKS + 1), minlength=CMC_RANKS + 2)[1 : CMC_RANKS + 1]
+        first_ranks = ranks[:, :1]
+        if rules.gallery_draws:
+            first_ranks = first_ranks_of_draws(scores, kept_pids, pids[queries], queries, rules.gallery_draws)
+        drawn.append(first_ranks)
+        first_rank[queries] = first_ranks[:, 0]
     return EvaluationResult(
-        cmc=hits.cumsum() / len(valid),
+        cmc=share_found(np.concatenate(drawn), CMC_RANKS),
         mAP=float(average_precision[valid].mean()),
         mINP=float(inverse_penalty[valid].mean()),
         num_valid=len(valid),
@@ -210,8 +218,15 @@ def _manifest(
     rules: Protocol, blocks: ScoreBlocks, num_query: int, num_gallery: int, num_valid: int, num_junk_pairs: int
 ) -> dict[str, Any]:
     kept = blocks.shape[1]
+    protocol = {**asdict(rules), "ignored_pids": list(rules.ignored_pids)}
+    if rules.gallery_draws:
+        protocol["seed"] = SEED
+    else:
+        del protocol[
+            "gallery_draws"
+        ]  # hashes of results that were made before there was such a rule stay what they are
     manifest: dict[str, Any] = {
-        "protocol": {**asdict(rules), "ignored_pids": list(rules.ignored_pids)},
+        "protocol": protocol,
         "unknown_camera": "-1 equals no camera",
         "ties": TIES,
         **blocks.rules,

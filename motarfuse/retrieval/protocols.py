@@ -18,6 +18,8 @@ class Protocol:
         ignored_pids: Gallery identities that are dropped before anything is ranked (false detections).
         average_precision: ``step`` is the mean over positives of (positives so far / rank).
         source: Where the rules come from.
+        gallery_draws: 0 ranks the whole gallery. n > 0: CMC and ``first_rank`` are of n random galleries of one entry
+            an identity for each query, drawn from those that count; average precision and INP of the whole gallery.
     """
 
     name: str
@@ -26,6 +28,7 @@ class Protocol:
     ignored_pids: tuple[int, ...]
     average_precision: Literal["step"]
     source: str
+    gallery_draws: int = 0
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -39,6 +42,17 @@ PROTOCOLS: dict[str, Protocol] = {
             ignored_pids=(-1,),
             average_precision="step",
             source="Zheng et al. 2015, Scalable Person Re-identification: A Benchmark",
+        ),
+        Protocol(
+            name="cuhk03_classic",
+            description="Single gallery shot: CMC over 10 random galleries of one image an identity for each query, "
+            "same identity seen by the same camera left out; mAP and mINP over the whole gallery, as toolkits print "
+            "them. Of one split; the published numbers are means over 20.",
+            remove_same_camera=True,
+            ignored_pids=(-1,),
+            average_precision="step",
+            source="Li et al. 2014, DeepReID: Deep Filter Pairing Neural Network for Person Re-identification",
+            gallery_draws=10,
         ),
     )
 }

@@ -94,9 +94,9 @@ def test_files_that_are_missing_are_skipped_counted_and_named(tmp_path: Path, ta
         (HEADER + "images/0.jpg,1,-2,train\n", r"line 2: camid is '-2'"),
         (HEADER + "images/0.jpg,,0,train\n", r"line 2: the column pid is empty"),
         (HEADER + ",1,0,train\n", r"line 2: the column path is empty"),
-        (HEADER + "images/0.jpg,1\n", r"line 2: only 2 values, the column split is missing"),
+        (HEADER + "images/0.jpg,1\n", r"line 2: only 2 values, the column camid and the column split is missing"),
         (HEADER, r"no rows below its header"),
-        ("", r"line 1: no column path and no column pid and no column split; found nothing"),
+        ("", r"line 1: no column path and no column pid; found nothing"),
         (HEADER + '"images/0.jpg,1,0,train\n', r"not a CSV table"),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_table_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_table_says_what_a_table_is(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no table found; give a \.csv file"):
+    with pytest.raises(DataError, match=r"no table found; expected a \.csv or \.parquet file, or a folder"):
         load_csv(tmp_path)
 
 

@@ -282,7 +282,7 @@ def test_a_wrong_setting_is_named(options: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocols": ["video"]}, "protocols"),
+        ({"protocols": ["film"]}, "protocols"),
         ({"protocols": []}, "protocols"),
         ({"image_format": "gif"}, "image_format"),
         ({"workers": 0}, "workers"),

@@ -61,7 +61,10 @@ def test_a_written_config_reads_back_equal(tmp_path: Path) -> None:
     ("override", "message"),
     [
         ("optim.lrr=1", r"unknown key optim\.lrr; did you mean optim\.lr\? \(keys of optim: .*weight_decay"),
-        ("optimizer.lr=1", r"unknown key optimizer; .*\(sections: augment, copy, data, evaluation, loss, model, optim"),
+        (
+            "optimizer.lr=1",
+            r"unknown key optimizer; .*\(sections: augment, clip, copy, data, evaluation, loss, model, optim",
+        ),
         ("model.sise=tiny", r"did you mean model\.size\? \(keys of model: name, "),
         ("model.name=resnet", "one of motar_fuse, vit_reid, got 'resnet'"),
         ("model.size=large", "one of nano, tiny, small, base"),

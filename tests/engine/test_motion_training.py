@@ -90,9 +90,9 @@ def test_copies_learn_their_identity_and_are_known_to_the_loss(
     seen: list[tuple[Tensor, Any]] = []
     real = ReIDCriterion.forward
 
-    def watched(self: ReIDCriterion, output: Any, labels: Tensor, copies: Any = None, progress: float = 1.0) -> Any:
+    def watched(self: ReIDCriterion, output: Any, labels: Tensor, copies: Any = None, *rest: Any) -> Any:
         seen.append((labels, copies))
-        return real(self, output, labels, copies, progress)
+        return real(self, output, labels, copies, *rest)
 
     monkeypatch.setattr(ReIDCriterion, "forward", watched)
     for name in ("motar_fuse", "vit_reid"):

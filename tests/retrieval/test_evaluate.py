@@ -249,7 +249,7 @@ def test_a_protocol_is_data() -> None:
     everything = Protocol("all", "nothing is left out", False, (), "step", "this test")
     arguments = (np.ones((1, 2)), np.ones((2, 2)), [-1], [-1, -1], [0], [0, 1])
     assert evaluate(*arguments, protocol=everything).mAP == 1.0
-    assert list(PROTOCOLS) == ["market1501"]
+    assert list(PROTOCOLS) == ["market1501", "cuhk03_classic"]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_a_protocol_is_data() -> None:
         ({"gallery_pids": np.full(5, 2**64 - 1, np.uint64)}, ValueError, "gallery_pids: got 18446744073709551615"),
         ({"gallery_pids": [-1] * 5}, ValueError, "nothing left"),
         ({"gallery_pids": [9] * 5}, ValueError, "no query has a match"),
-        ({"protocol": "market"}, ValueError, "got 'market', known are market1501"),
+        ({"protocol": "market"}, ValueError, "got 'market', known are cuhk03_classic, market1501"),
         ({"metric": "dot"}, ValueError, "metric: got 'dot', supported are cosine, euclidean"),
         ({"block": 0}, ValueError, "block: got 0"),
     ],

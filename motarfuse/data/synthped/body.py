@@ -27,6 +27,7 @@ def paint(
     *,
     layer: int = layout.LAYER_SUBJECT,
     label: int | None = None,
+    nested: bool = False,
 ) -> NDArray[np.float32]:
     """The primitives (n, count, fields) of n people, far to near.
 
@@ -40,8 +41,9 @@ def paint(
         draws: For the creases of the cloth.
         layer: Subject, scenery or occluder.
         label: One label for everything; None labels the parts.
+        nested: Sort what trousers cover as deep as the trousers (see `Limbs.below`).
     """
-    body = Limbs(people, joints, head_yaw, view, frame, light, draws, layer=layer, label=label)
+    body = Limbs(people, joints, head_yaw, view, frame, light, draws, layer=layer, label=label, nested=nested)
     for part in (legs, trunk, lower_garment, arms, head, bags):
         part(body)
     return body.finish()

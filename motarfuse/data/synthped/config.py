@@ -11,6 +11,9 @@ from motarfuse.errors import ConfigError
 VERSION = 1
 
 PROTOCOLS = ("holistic", "occluded", "partial")
+# Tracklets instead of images, in the layout of MARS; drawn only when it is asked for.
+VIDEO = "video"
+ALL_PROTOCOLS = (*PROTOCOLS, VIDEO)
 
 
 def _field(default: Any, help_text: str) -> Any:
@@ -42,26 +45,60 @@ class SynthPedConfig:
     occlusion: tuple[float, float] = _field((0.1, 0.4), "least and largest share of the body that an occluder hides")
     partial: tuple[float, float] = _field((0.35, 0.7), "least and largest share of the body that a partial crop keeps")
     jitter: float = _field(0.04, "inaccuracy of the boxes, in heights of the body")
+    video_train_ids: int = _field(40, "video: identities of bbox_train")
+    video_test_ids: int = _field(30, "video: identities of bbox_test; each is seen by 2 or 3 cameras")
+    video_tracklets: int = _field(2, "video: most tracklets of an identity in one camera, 1 to 99")
+    video_frames: tuple[int, int] = _field((8, 32), "video: least and largest number of frames of a tracklet")
+    video_fps: float = _field(12.5, "video: frames a second, 5 to 60")
+    video_missing: float = _field(0.06, "video: how often one to three frames are missing between two of a tracklet")
+    video_occluded: float = _field(0.5, "video: share of the tracklets in which something passes before the person")
+    video_distractors: int = _field(10, "video: gallery tracklets of people who are no query (person id 0)")
+    same_clothes_share: float = _field(
+        0.3, "video: share of the identities who wear the same clothes as two others; body, hair and gait are their own"
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", self._pair("size", int))
         object.__setattr__(self, "occlusion", self._pair("occlusion", float))
         object.__setattr__(self, "partial", self._pair("partial", float))
-        for name in ("test_ids", "images_per_camera", "gallery_per_camera", "query_per_camera"):
+        object.__setattr__(self, "video_frames", self._pair("video_frames", int))
+        for name in ("test_ids", "video_test_ids", "images_per_camera", "gallery_per_camera", "query_per_camera"):
             self._whole(name, 1)
-        for name in ("train_ids", "distractors"):
+        for name in ("train_ids", "distractors", "video_train_ids", "video_distractors"):
             self._whole(name, 0)
         self._whole("seed", 0)
         self._whole("confusers", 1)
         self._whole("cameras", 2, 9)
+        self._whole("video_tracklets", 1, 99)
         if self.train_ids + self.test_ids > 9999:
             raise ConfigError(
                 f"synthped: {self.train_ids} + {self.test_ids} identities do not fit into the four digits of a "
                 "Market-1501 name; ask for 9999 at most"
             )
+        if self.video_train_ids + self.video_test_ids > 9999 or self.video_distractors > 9999:
+            raise ConfigError(
+                f"synthped: {self.video_train_ids} + {self.video_test_ids} identities or {self.video_distractors} "
+                "distractors do not fit into the four digits of a MARS name; ask for 9999 at most"
+            )
+        if not 2 <= self.video_frames[0] <= self.video_frames[1] <= 200:
+            raise ConfigError(
+                f"synthped: video_frames must be two numbers of frames in 2..200, the least first, got "
+                f"{self.video_frames}"
+            )
+        if not 5.0 <= self.video_fps <= 60.0:
+            raise ConfigError(f"synthped: video_fps must be in [5, 60], got {self.video_fps}")
+        if not 0.0 <= self.video_missing <= 0.5:
+            raise ConfigError(f"synthped: video_missing must be in [0, 0.5], got {self.video_missing}")
         if not all(32 <= side <= 1024 for side in self.size):
             raise ConfigError(f"synthped: size must be height and width in 32..1024 pixels, got {self.size}")
-        for name in ("camera_variety", "camera_strength", "train_occluded", "train_partial"):
+        for name in (
+            "camera_variety",
+            "camera_strength",
+            "train_occluded",
+            "train_partial",
+            "video_occluded",
+            "same_clothes_share",
+        ):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"synthped: {name} must be in [0, 1], got {getattr(self, name)}")
         if self.train_occluded + self.train_partial > 1.0:
@@ -107,5 +144,18 @@ class SynthPedConfig:
         return replace(self, **options)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain values for JSON."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        """The settings as plain values for JSON.
+
+        Those of the video protocol are named where they differ from the defaults, so that images drawn before there
+        was one are known to be the same.
+        """
+        unsaid = {
+            f.name
+            for f in fields(self)
+            if f.metadata["help"].startswith("video: ") and getattr(self, f.name) == f.default
+        }
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+            if key not in unsaid
+        }

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from motarfuse.data.synthped import identity as who
+from motarfuse.data.synthped.draws import Floats
 from motarfuse.data.synthped.fabrics import bottom_texture, top_texture
 from motarfuse.data.synthped.layout import TEXTURE
 from motarfuse.data.synthped.limbs import Limbs
+from motarfuse.data.synthped.primitives import Value
 
 
 def trunk(body: Limbs) -> None:
@@ -147,13 +149,20 @@ def lower_garment(body: Limbs) -> None:
             np.where(mask, p.top_third, p.bottom_second),
         ],
         active=tail | skirt,
-        bias=0.062,
+        bias=np.maximum(0.062, _above_thighs(body, start, end)),
         centres=[-0.004 * body.sin],
         cap=0.12,
         texture=np.where(tail, moved, skirt_texture),
         t=[np.where(tail, a, b) for a, b in zip(t, skirt_t, strict=True)],
         wrinkle=0.16,
     )
+
+
+def _above_thighs(body: Limbs, start: Floats, end: Floats) -> Value:
+    """The bias that paints a skirt after the thighs below it, also after one that is lifted towards the camera."""
+    j = body.joints
+    left, right = (body.below(start, end, (j[f"{side}_hip"], j[f"{side}_knee"])) for side in ("left", "right"))
+    return np.minimum(np.maximum(left, right) + 0.006, 0.12)
 
 
 def legs(body: Limbs) -> None:
@@ -180,7 +189,18 @@ def legs(body: Limbs) -> None:
         body.limb(f"{name}_upper_leg", hip, knee, thigh, [leg_skin], active=~trousers, bias=-0.004, fade="end")
         # Below long trousers only the ankle is bare; a knee drawn there would shine through a bend.
         bare = np.where(cloth & (p.bottom != who.SHORTS), 0.5, 0.0)[:, None]
-        body.limb(f"{name}_lower_leg", knee + (ankle - knee) * bare, ankle, shin, [leg_skin], bias=-0.006, fade="start")
+        hem = np.where(p.bottom == who.SHORTS, 1.0, np.clip((0.285 - p.bottom_length) / 0.235, 0.4, 1.05))[:, None]
+        trouser_leg = (knee, knee + (ankle - knee) * np.where(cloth[:, None], hem, 1.0))
+        top = knee + (ankle - knee) * bare
+        body.limb(
+            f"{name}_lower_leg",
+            top,
+            ankle,
+            shin,
+            [leg_skin],
+            bias=body.below(top, ankle, trouser_leg) - 0.006,
+            fade="start",
+        )
         boot = np.clip((p.boot - 0.03) / 0.235, 0.05, 0.95)[:, None]
         body.limb(
             f"{name}_lower_leg",
@@ -188,7 +208,7 @@ def legs(body: Limbs) -> None:
             ankle,
             [0.028 + 0.4 * heavy, 0.026, 0.024],
             [p.sock_colour],
-            bias=-0.003,
+            bias=body.below(ankle + (knee - ankle) * boot, ankle, trouser_leg) - 0.003,
         )
         short = p.bottom == who.SHORTS
         fraction = np.where(short, np.clip((0.52 - p.bottom_length) / 0.245, 0.35, 1.0), 1.0)[:, None]

@@ -50,7 +50,9 @@ class Limbs:
         *,
         layer: int = layout.LAYER_SUBJECT,
         label: int | None = None,
+        nested: bool = False,
     ) -> None:
+        self.nested = nested
         self.people, self.joints, self.view, self.frame, self.light = people, joints, view, frame, light
         self.layer, self.label = layer, label
         self.out = Primitives(len(people), CAPACITY)
@@ -80,7 +82,7 @@ class Limbs:
         widths: Sequence[Value],
         colours: Sequence[Colour],
         *,
-        bias: float = 0.0,
+        bias: Value = 0.0,
         active: Value = True,
         centres: Sequence[Value] = (),
         cap: Value = 1.0,
@@ -119,6 +121,18 @@ class Limbs:
         self.fades[k] = FADES[fade]
         self.ends[:, k, 0] = start
         self.ends[:, k, 1] = end
+
+    def below(self, start: Floats, end: Floats, around: tuple[Floats, Floats]) -> Value:
+        """The bias that sorts a limb as deep as another one with other ends, which it lies in or hangs over.
+
+        Still images do without: where a leg points at the camera its skin may show through their trousers and its
+        thigh through their skirts, and the pixels of a seed stay what they are.
+        """
+        if not self.nested:
+            return 0.0
+        _, inner = self.view.project(0.5 * (start + end))
+        _, outer = self.view.project(0.5 * (around[0] + around[1]))
+        return outer - inner
 
     def finish(self) -> NDArray[np.float32]:
         """All limbs, far to near: (n, count, fields)."""

@@ -20,7 +20,7 @@ FULL, OCCLUDED, PARTIAL = 0, 1, 2
 
 # Identities that are nobody to be found: distractors of the gallery, and people who are scenery or occluders.
 DISTRACTORS = 1_000_000
-_PASSERS_BY = 100_000_000
+PASSERS_BY = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -154,16 +154,16 @@ def prepare(config: SynthPedConfig, shots: Shots) -> Prepared:
         optics=camera.optics(style, height, width),
         primitives=primitives,
         boxes=boxes,
-        person=frame.pixels(_box(joints, view).reshape(n, 2, 2)).reshape(n, 4),
+        person=frame.pixels(body_box(joints, view).reshape(n, 2, 2)).reshape(n, 4),
         keypoints=np.round(frame.pixels(plane) * 64.0).astype(np.float32) * np.float32(1.0 / 64.0),
-        facing=_facing(joints, view, depth),
+        facing=facing(joints, view, depth),
         in_frame=in_frame.astype(np.float32),
         occluder=np.where(shots.kind == OCCLUDED, draws.choice("occluder", occluders.WEIGHTS), -1),
         asked=draws.uniform("occluder size", *config.occlusion),
     )
 
 
-def _box(joints: dict[str, Floats], view: pose.View) -> Floats:
+def body_box(joints: dict[str, Floats], view: pose.View) -> Floats:
     """(n, 4) the body's box on the image plane, with the flesh around the joints."""
     names = [name for name in joints if name not in ("pelvis", "waist", "chest", "neck")]
     plane, _ = view.project(np.stack([joints[name] for name in names], axis=1))
@@ -176,7 +176,7 @@ def _frame(
 ) -> tuple[Frame, Floats]:
     """Where the crop's window lies: tight around the body with some inaccuracy, or around a part of it."""
     height, width = config.size
-    box = _box(joints, view)
+    box = body_box(joints, view)
     wide, tall = box[:, 2] - box[:, 0], box[:, 3] - box[:, 1]
     partial = shots.kind == PARTIAL
     keep = draws.uniform("kept", *config.partial)
@@ -207,10 +207,15 @@ def _frame(
         window_right < 1.0, width - sx * x1, np.where(window_left > 0.0, -sx * x0, 0.5 * width - sx * centre_x)
     )
     frame = Frame(origin=np.stack([edge_x, edge_y], axis=1), scale=np.stack([sx, sy], axis=1))
+    return frame, share_inside(box, frame, height, width)
+
+
+def share_inside(box: Floats, frame: Frame, height: int, width: int) -> Floats:
+    """(n,) share of boxes (n, 4) of the image plane that lies inside the crop."""
     a, b = frame.pixels(box[:, :2]), frame.pixels(box[:, 2:])
     limit = np.asarray([width, height], dtype=np.float64)
     inside = np.maximum(np.minimum(b, limit) - np.maximum(a, 0.0), 0.0) / (b - a)
-    return frame, inside[:, 0] * inside[:, 1]
+    return inside[:, 0] * inside[:, 1]
 
 
 def _passer_by(
@@ -225,7 +230,7 @@ def _passer_by(
 ) -> NDArray[np.float32]:
     """Another person, smaller behind the subject or in front of it; ``before`` is (share to hide, subject's box)."""
     height, width = config.size
-    people = identities(config.seed, _PASSERS_BY + key, 1)
+    people = identities(config.seed, PASSERS_BY + key, 1)
     gait = pose.sample_gait(people, draws)
     joints = pose.joints(people, gait)
     seen = pose.View(
@@ -255,7 +260,7 @@ def _passer_by(
     return body.paint(people, joints, gait.head_yaw, seen, other, lamp, draws, layer=layer, label=label)
 
 
-def _facing(joints: dict[str, Floats], view: pose.View, depth: Floats) -> NDArray[np.bool_]:
+def facing(joints: dict[str, Floats], view: pose.View, depth: Floats) -> NDArray[np.bool_]:
     """Which keypoints lie on the near side of the body; limbs always do, they are judged by the pixels."""
     facing = np.ones(depth.shape, bool)
     _, head = view.project(0.5 * (joints["crown"] + joints["chin"]))

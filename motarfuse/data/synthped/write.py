@@ -1,44 +1,31 @@
-"""Writes a SynthPed benchmark to disk in the Market-1501 layout, with its ground truth beside it."""
+"""Writes a SynthPed benchmark to disk in the layouts of Market-1501 and MARS, with its ground truth beside it."""
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import gc
 import json
-import multiprocessing
 import os
-import pickle
 import shutil
-import signal
-import sys
 import uuid
-import warnings
 import zipfile
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from motarfuse.console import track
 from motarfuse.data.synthped import layout
-from motarfuse.data.synthped.config import PROTOCOLS, VERSION, SynthPedConfig
+from motarfuse.data.synthped.config import ALL_PROTOCOLS, PROTOCOLS, VERSION, VIDEO, SynthPedConfig
 from motarfuse.data.synthped.dataset import BLOCK, SynthPed, SynthPedImages
+from motarfuse.data.synthped.encode import FORMATS, JPEG_QUALITY, save_image
 from motarfuse.data.synthped.occluders import OCCLUDERS
 from motarfuse.data.synthped.scene import Shots
+from motarfuse.data.synthped.video_write import write_video
+from motarfuse.data.synthped.workers import draw_blocks
 from motarfuse.errors import ConfigError, OutputError
-
-FORMATS = ("jpg", "png")
-JPEG_QUALITY = 92
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def write_synthped(
@@ -62,11 +49,14 @@ def write_synthped(
         root: The folder to create.
         config: What to draw; the defaults when None.
         protocols: Which of ``holistic``, ``occluded``, ``partial`` to write. Training set and gallery are the same in
-            each and are written once (hard links, or copies where the file system has none).
+            each and are written once (hard links, or copies where the file system has none). ``video``, which is
+            written only when it is named, is one of tracklets: ``root/video/{bbox_train,bbox_test,info}`` in the
+            layout of MARS, of people of its own.
         image_format: ``jpg`` (quality 92, chroma at half resolution) or ``png``.
         workers: Processes that draw and encode (threads where processes cannot be forked).
         overwrite: Replace a folder that exists. Only a benchmark written by this function is ever replaced.
-        ground_truth: Also write ``root/ground_truth/<set>.npz``.
+        ground_truth: Also write ``root/ground_truth/<set>.npz``. Masks of videos are stored as they are drawn, so that
+            memory does not grow with them.
         **options: Fields of `SynthPedConfig` to change, e.g. ``seed=1, train_ids=50``.
 
     Returns:
@@ -86,12 +76,16 @@ def write_synthped(
         root.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         try:
-            counts = _write_all(synthped, temporary, protocols, image_format, workers, ground_truth)
+            images = [name for name in protocols if name != VIDEO]
+            counts = _write_all(synthped, temporary, images, image_format, workers, ground_truth)
+            video = {}
+            if VIDEO in protocols:
+                video = write_video(config, temporary, image_format, workers, ground_truth)
             manifest = {
                 "dataset": "SynthPed",
                 "version": VERSION,
                 "config": config.to_dict(),
-                "protocols": {name: SynthPed.protocol(name) for name in protocols},
+                "protocols": {name: SynthPed.protocol(name) for name in images},
                 "images": counts,
                 "image_format": image_format,
                 "jpeg_quality": JPEG_QUALITY if image_format == "jpg" else None,
@@ -99,6 +93,8 @@ def write_synthped(
                 "keypoints": list(layout.KEYPOINTS),
                 "occluders": list(OCCLUDERS),
             }
+            if video:
+                manifest["video"] = video
             (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             _replace(root, temporary)
         finally:
@@ -107,9 +103,9 @@ def write_synthped(
 
 
 def _check(protocols: Sequence[str], image_format: str, workers: int) -> None:
-    unknown = [name for name in protocols if name not in PROTOCOLS]
+    unknown = [name for name in protocols if name not in ALL_PROTOCOLS]
     if unknown or isinstance(protocols, str) or len(protocols) == 0:
-        raise ConfigError(f"synthped: protocols must be some of {', '.join(PROTOCOLS)}, got {protocols!r}")
+        raise ConfigError(f"synthped: protocols must be some of {', '.join(ALL_PROTOCOLS)}, got {protocols!r}")
     if image_format not in FORMATS:
         raise ConfigError(f"synthped: image_format must be one of {', '.join(FORMATS)}, got {image_format!r}")
     if workers < 1:
@@ -200,11 +196,11 @@ def _write_all(
         for name in homes
         for start in range(0, len(names[name]), BLOCK)
     ]
-    if ground_truth:
+    if ground_truth and homes:
         (root / "ground_truth").mkdir()
     drawn: dict[str, list[SynthPedImages]] = {name: [] for name in homes}
     # Closed before anybody removes the folder, so that no worker still writes into it.
-    with closing(_drawn(blocks, workers)) as results:
+    with closing(draw_blocks(blocks, workers)) as results:
         for block, images in track(results, "drawing SynthPed", total=len(blocks)):
             if not ground_truth:
                 continue
@@ -235,103 +231,6 @@ class _Block:
         for pixels, file_name in zip(images.images, self.file_names, strict=True):
             save_image(pixels, self.folder / file_name)
         return images.without_pixels()
-
-
-def _drawn(blocks: Sequence[_Block], workers: int) -> Generator[tuple[_Block, SynthPedImages], None, None]:
-    """Draws the blocks and yields them in their order: by processes where they can be forked.
-
-    As threads, workers would hand the interpreter's lock back and forth and be no faster than one.
-    """
-    workers = min(workers, len(blocks))
-    if workers <= 1:
-        yield from ((block, block.draw()) for block in blocks)
-    elif sys.platform.startswith("linux"):
-        yield from zip(blocks, _by_processes(blocks, workers), strict=True)
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            yield from zip(blocks, pool.map(_Block.draw, blocks), strict=True)
-
-
-def _by_processes(blocks: Sequence[_Block], workers: int) -> Iterator[SynthPedImages]:
-    """What the blocks' ``draw`` returns, in their order; worker k draws the blocks k, k + workers, ...
-
-    Whatever ends this early, an interrupt or the reader, ends the workers at once.
-    """
-    context = multiprocessing.get_context("fork")
-    processes = []
-    open_ends = []
-    try:
-        for k in range(workers):
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_draw_all, args=(blocks[k::workers], sender), daemon=True)
-            with warnings.catch_warnings():
-                # Python 3.12 warns of a fork beside other threads. A worker calls numpy, Pillow and the rasteriser,
-                # none of which waits for a thread of its parent.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process.start()
-            processes.append(process)
-            sender.close()  # the worker's copy is the only one, so that its end is seen here
-            open_ends.append(receiver)
-        arrived: list[deque[SynthPedImages]] = [deque() for _ in processes]
-        numbers = {receiver: k for k, receiver in enumerate(open_ends)}
-        for i in range(len(blocks)):
-            while not arrived[i % workers]:
-                ready = connection.wait(open_ends)
-                for receiver in [end for end in open_ends if end in ready]:
-                    result = _received(receiver)
-                    if result is None:
-                        open_ends.remove(receiver)
-                    else:
-                        arrived[numbers[receiver]].append(result)
-            yield arrived[i % workers].popleft()
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-
-
-def _received(receiver: connection.Connection) -> SynthPedImages | None:
-    """A worker's next result, None behind its last."""
-    try:
-        result = receiver.recv()
-    except EOFError:
-        raise OutputError("a process that draws SynthPed was killed; is there enough memory?") from None
-    if isinstance(result, Exception):
-        raise result
-    return result
-
-
-def _draw_all(blocks: Sequence[_Block], sender: connection.Connection) -> None:
-    """The work of one process: sends each block's result, then None, or the exception that stopped it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a worker goes with a parent that is killed
-    if hasattr(libc, "mallopt"):
-        # Every block needs the same 100 MB again; fetching and clearing their pages anew takes time.
-        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 30)
-    gc.disable()  # a worker draws and ends, and what it draws has no cycles
-    try:
-        for block in blocks:
-            sender.send(block.draw())
-        sender.send(None)
-    except BrokenPipeError:
-        pass  # nobody reads any more
-    except Exception as error:  # noqa: BLE001 (the parent raises it)
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # noqa: BLE001 (whatever the exception's own methods raise)
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        sender.send(error)
-
-
-def save_image(pixels: np.ndarray, path: Path) -> None:
-    """Writes (h, w, 3) uint8 RGB; the suffix names the format."""
-    image = Image.fromarray(pixels)
-    if path.suffix == ".png":
-        image.save(path, "PNG", compress_level=3)
-    else:
-        image.save(path, "JPEG", quality=JPEG_QUALITY, subsampling=2)
 
 
 def _link(source: Path, target: Path) -> None:
