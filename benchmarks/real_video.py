@@ -66,7 +66,7 @@ def measure(
         sides: list[PersonFeatures] = []
         for side in (query, gallery):
             with ClipStore(side, size) as store:
-                sides.append(encode_tracklets(model, store, sampling, description=name))
+                sides.append(encode_tracklets(model, store, sampling, description=name)[0])
         scores = SCORES if sides[0].has_parts else ("feature",)
         found[name] = {score: dict(evaluate(*sides, *labels, score=score).metrics) for score in scores}
     return found

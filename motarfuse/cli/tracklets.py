@@ -33,7 +33,7 @@ examples:
   motarfuse tracklets MOT17-02.mp4 --boxes MOT17-02-FRCNN/gt/gt.txt --out tracklets/02 --size 256 128
   motarfuse tracklets walk.mp4 --boxes cocovid.json --coco-video walk --min-visibility 0.3
   motarfuse tracklets corridor.mp4 --min-length 20
-  motarfuse extract nano-synthped walk-tracklets/bbox_test features/
+  motarfuse extract nano-synthped walk-tracklets features/
 
 Writes bbox_test/<identity>/0001C1T0001F001.jpg and info (the layout of MARS) and manifest.json, which has each
 tracklet's frame numbers, times, boxes and visibility. Tracks are identities, numbered from 1.
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         workers=args.workers,
     )
-    _print(result, args.split)
+    _print(result)
     return 0
 
 
@@ -126,7 +126,7 @@ def _settings(texts: Sequence[str]) -> BackgroundConfig:
     return BackgroundConfig(**values)
 
 
-def _print(result: TrackletExtraction, split: str) -> None:
+def _print(result: TrackletExtraction) -> None:
     video = result.video
     rate = "" if video.fps is None else f", {video.fps:g} frames/s"
     console.info(f"{video.name}: {video.width} x {video.height}{rate}, {video.frames:,} frames read ({video.decoder})")
@@ -137,4 +137,4 @@ def _print(result: TrackletExtraction, split: str) -> None:
     speed = f"{result.seconds:.1f} s ({video.frames / max(result.seconds, 1e-9):,.0f} frames/s)"
     console.info(f"{result.crops:,} crops in {len(result.tracklets):,} tracklets in {speed}")
     console.info(f"written to {result.out}; manifest.json names everything")
-    console.info(f"  motarfuse extract nano-synthped {shlex.quote(str(result.out / f'bbox_{split}'))} features/")
+    console.info(f"  motarfuse extract nano-synthped {shlex.quote(str(result.out))} features/")

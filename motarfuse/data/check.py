@@ -15,7 +15,7 @@ from motarfuse.data.any_dataset import AnyDataset, Record, files_of, holds_track
 from motarfuse.data.distribution import Distribution
 from motarfuse.data.images import ImageReadError, read_image
 from motarfuse.data.records import SPLITS, UNKNOWN_CAMERA, Skipped, SplitCounts
-from motarfuse.data.tracklets import Tracklet
+from motarfuse.data.tracklets import Tracklet, TrackletDataset
 from motarfuse.errors import DataError
 
 T = TypeVar("T")
@@ -162,7 +162,7 @@ def check_dataset(
         unreadable=unreadable,
         duplicates=find_duplicates(readable, workers=workers),
         queries_without_match=[files_of(record)[0] for record in without_match],
-        notes=dataset.notes,
+        notes=[*([f"protocol: {dataset.protocol}"] if isinstance(dataset, TrackletDataset) else []), *dataset.notes],
         problems=_problems(readable),
     )
 

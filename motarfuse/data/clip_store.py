@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import accumulate, islice
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from torch import Tensor
 from motarfuse import console
 from motarfuse.data.files import name_some
 from motarfuse.data.images import read_images
-from motarfuse.data.loader import CACHES, DEFAULT_MEMORY_LIMIT_MB, pick
+from motarfuse.data.loader import CACHES, DEFAULT_MEMORY_LIMIT_MB
 from motarfuse.data.records import Skipped, contiguous_labels
 from motarfuse.data.tracklets import Tracklet
 from motarfuse.errors import DataError
 
 _CHUNK = 256
+# Places in a tracklet's list of files, and the pixels (3, H, W) of each.
+_Row = list[tuple[int, Any]]
 
 
 class Clip(NamedTuple):
@@ -37,7 +40,7 @@ class ClipBatch(NamedTuple):
     Attributes:
         clips: B clips, as they were asked for.
         images: uint8 (B, T, 3, H, W), zero where nothing is.
-        frame_mask: (B, T) bool, False for padding and for frames that could not be read.
+        frame_mask: (B, T) bool, False for padding.
         frame_index: (B, T) int64, when each frame was taken, counted from the clip's first; padding goes on counting.
     """
 
@@ -53,9 +56,10 @@ class ClipStore:
     In memory the store costs ``3 height width`` bytes a frame; on disk it costs nothing, and every clip is decoded
     anew.
 
-    Frames that cannot be read are counted, named and warned about when they are first met. In memory they leave their
-    tracklets, and a tracklet without any frame leaves the store; on disk they are masked, and a clip that has none left
-    takes the nearest readable frame of its tracklet, or, of a tracklet that has none, raises.
+    Frames that cannot be read are counted, named and warned about when they are first met. A clip goes without them:
+    its other frames move together, with a gap in ``frame_index``; one that has none left takes the nearest readable
+    frame of its tracklet. A tracklet of which nothing can be read leaves the store in memory; on disk `batch` takes
+    another of its identity or leaves it out. All else is the same from memory and from disk.
 
     Attributes:
         records: The tracklets; indices of `Clip` count in this list.
@@ -111,10 +115,12 @@ class ClipStore:
         self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="motarfuse-decode")
         self._broken: set[Path] = set()
+        self._unreadable: set[int] = set()
         self._images: Tensor | None = None
+        self._readable: list[bool] = []
+        self._starts: list[int] = []
         if self.cache == "memory":
             self._read_all(frames)
-        self._starts = [0, *accumulate(len(record) for record in self.records)]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -133,8 +139,8 @@ class ClipStore:
 
     @property
     def num_frames(self) -> int:
-        """Frames of all tracklets."""
-        return self._starts[-1]
+        """Frames of all tracklets, those that cannot be read among them."""
+        return sum(map(len, self.records))
 
     @property
     def labels(self) -> list[int]:
@@ -146,36 +152,51 @@ class ClipStore:
         """Camera of each tracklet."""
         return [record.camid for record in self.records]
 
-    def batch(self, clips: Sequence[Clip]) -> ClipBatch:
+    def batch(self, clips: Sequence[Clip], *, leave_out: bool = False) -> ClipBatch:
         """The clips as one padded batch.
 
         Args:
             clips: Each of at least one frame; repetitions are allowed.
+            leave_out: Of a tracklet of which nothing can be read: its clips are missing in the batch, which may be
+                empty. Otherwise the next tracklet of the same identity takes its place, so that labels stay true.
 
         Raises:
-            DataError: if no frame of a clip's tracklet can be read any more.
+            DataError: if no tracklet of an identity can be read any more.
         """
         if not clips:
             raise ValueError("a batch needs at least one clip")
-        length = max(len(clip.frames) for clip in clips)
+        wanted = list(clips)
+        while True:
+            if leave_out:
+                wanted = [clip for clip in wanted if clip.tracklet not in self._unreadable]
+            else:
+                wanted = [self._alive(clip) for clip in wanted]
+            rows = self._rows(wanted)
+            if all(rows):
+                return self._assembled(wanted, rows)
+
+    def _assembled(self, clips: list[Clip], rows: list[_Row]) -> ClipBatch:
+        """Readable frames, moved together: one that cannot be read is a gap, as one that was never there."""
+        length = max((len(row) for row in rows), default=1)
+        images = torch.zeros(len(clips), length, 3, *self.size, dtype=torch.uint8)
         mask = torch.zeros(len(clips), length, dtype=torch.bool)
         index = torch.zeros(len(clips), length, dtype=torch.int64)
-        for row, clip in enumerate(clips):
+        pixels = images.numpy()
+        for number, (clip, row) in enumerate(zip(clips, rows, strict=True)):
             taken = self.records[clip.tracklet].frame_index
-            times = torch.tensor([taken[place] - taken[clip.frames[0]] for place in clip.frames])
-            index[row, : len(times)] = times
-            index[row, len(times) :] = times[-1] + torch.arange(1, length - len(times) + 1)
-            mask[row, : len(times)] = True
-        if self._images is not None:
-            places = [self._starts[clip.tracklet] + place for clip in clips for place in clip.frames]
-            images = _padded(pick(self._images, places), clips, length)
-        else:
-            images = self._decode(clips, mask)
+            times = torch.tensor([taken[place] - taken[row[0][0]] for place, _ in row])
+            index[number, : len(row)] = times
+            index[number, len(row) :] = times[-1] + torch.arange(1, length - len(row) + 1)
+            mask[number, : len(row)] = True
+            for column, (_, frame) in enumerate(row):
+                pixels[number, column] = frame
         if self._pin:
             images, mask, index = images.pin_memory(), mask.pin_memory(), index.pin_memory()
-        return ClipBatch(list(clips), images, mask, index)
+        return ClipBatch(clips, images, mask, index)
 
-    def prefetch(self, batches: Iterable[Sequence[Clip]], depth: int = 2) -> Generator[ClipBatch, None, None]:
+    def prefetch(
+        self, batches: Iterable[Sequence[Clip]], depth: int = 2, *, leave_out: bool = False
+    ) -> Generator[ClipBatch, None, None]:
         """Yields each batch of clips, reading up to ``depth`` batches ahead in the background.
 
         The order is kept, and an error is raised where its batch would have come.
@@ -183,59 +204,89 @@ class ClipStore:
         Args:
             batches: Lists of clips; may be endless.
             depth: Batches that wait, at least 1.
+            leave_out: As of `batch`.
         """
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
+        read = partial(self.batch, leave_out=leave_out)
         if self._images is not None and not self._pin:  # a copy within memory is cheaper than handing it to a thread
-            yield from map(self.batch, batches)
+            yield from map(read, batches)
             return
         source = iter(batches)
         with ThreadPoolExecutor(1, thread_name_prefix="motarfuse-prefetch") as reader:
             waiting: deque[Future[ClipBatch]] = deque()
             try:
-                waiting.extend(reader.submit(self.batch, clips) for clips in islice(source, depth))
+                waiting.extend(reader.submit(read, clips) for clips in islice(source, depth))
                 while waiting:
                     found = waiting.popleft()
-                    waiting.extend(reader.submit(self.batch, clips) for clips in islice(source, 1))
+                    waiting.extend(reader.submit(read, clips) for clips in islice(source, 1))
                     yield found.result()
             finally:
                 for later in waiting:
                     later.cancel()
 
-    def _decode(self, clips: Sequence[Clip], mask: Tensor) -> Tensor:
-        """Reads the frames of a batch; takes those that cannot be read out of ``mask``."""
-        wanted = [
-            (row, column, self.records[clip.tracklet].folder / self.records[clip.tracklet].files[place])
-            for row, clip in enumerate(clips)
-            for column, place in enumerate(clip.frames)
-        ]
-        found, skipped, kept = read_images([path for _, _, path in wanted], self.size, pool=self._pool)
-        self._name(skipped)
-        if len(kept) == len(wanted):
-            return _padded(found, clips, mask.shape[1])
-        images = torch.zeros(*mask.shape, 3, *self.size, dtype=torch.uint8)
-        rows = torch.tensor([wanted[place][0] for place in kept], dtype=torch.int64)
-        columns = torch.tensor([wanted[place][1] for place in kept], dtype=torch.int64)
-        images[rows, columns] = found
-        mask.fill_(False)
-        mask[rows, columns] = True
-        for row in (~mask.any(1)).nonzero().flatten().tolist():
-            images[row, 0], mask[row, 0] = self._nearest(clips[row]), True
-        return images
+    def _rows(self, clips: Sequence[Clip]) -> list[_Row]:
+        """The readable frames of each clip, or the nearest readable one of its tracklet; none where nothing is left."""
+        if self._images is not None:
+            known = self._readable
+            places = [[self._starts[clip.tracklet] + place for place in clip.frames] for clip in clips]
+            pixels = self._images.numpy()
+            found: list[_Row] = [
+                [(place, pixels[at]) for place, at in zip(clip.frames, row, strict=True) if known[at]]
+                for clip, row in zip(clips, places, strict=True)
+            ]
+        else:
+            paths = [self._path(clip.tracklet, place) for clip in clips for place in clip.frames]
+            images, skipped, kept = read_images(paths, self.size, pool=self._pool)
+            self._name(skipped)
+            decoded = dict(zip(kept, images.numpy(), strict=True))
+            starts = accumulate((len(clip.frames) for clip in clips), initial=0)
+            found = [
+                [
+                    (place, decoded[start + offset])
+                    for offset, place in enumerate(clip.frames)
+                    if start + offset in decoded
+                ]
+                for clip, start in zip(clips, starts, strict=False)
+            ]
+        return [row or self._nearest(clip) for clip, row in zip(clips, found, strict=True)]
 
-    def _nearest(self, clip: Clip) -> Tensor:
+    def _path(self, tracklet: int, place: int) -> Path:
+        record = self.records[tracklet]
+        return record.folder / record.files[place]
+
+    def _nearest(self, clip: Clip) -> _Row:
         """The readable frame of a tracklet that is nearest to a clip of which none can be read."""
-        record = self.records[clip.tracklet]
-        for place in sorted(range(len(record)), key=lambda place: abs(place - clip.frames[0])):
-            path = record.folder / record.files[place]
+        around = sorted(range(len(self.records[clip.tracklet])), key=lambda place: abs(place - clip.frames[0]))
+        for place in around:
+            if self._images is not None:
+                at = self._starts[clip.tracklet] + place
+                if self._readable[at]:
+                    return [(place, self._images[at].numpy())]
+                continue
+            path = self._path(clip.tracklet, place)
             if path not in self._broken:
                 found, skipped, _ = read_images([path], self.size, pool=self._pool)
                 self._name(skipped)
                 if not skipped:
-                    return found[0]
+                    return [(place, found[0].numpy())]
+        self._unreadable.add(clip.tracklet)
+        return []
+
+    def _alive(self, clip: Clip) -> Clip:
+        """The clip itself, or one as long from the middle of the next tracklet of its identity that can be read."""
+        if clip.tracklet not in self._unreadable:
+            return clip
+        record = self.records[clip.tracklet]
+        for step in range(1, len(self.records)):
+            other = (clip.tracklet + step) % len(self.records)
+            if self.records[other].pid == record.pid and other not in self._unreadable:
+                length = len(self.records[other])
+                count = min(len(clip.frames), length)
+                return Clip(other, range((length - count) // 2, (length - count) // 2 + count))
         raise DataError(
-            f"tracklet {record.name}: none of its {len(record)} frames in {record.folder} can be read; repair the "
-            "files or take the tracklet out of the dataset"
+            f"tracklet {record.name}: none of its {len(record)} frames in {record.folder} can be read, nor any other "
+            f"tracklet of identity {record.pid}; repair the files or take the identity out of the training split"
         )
 
     def _name(self, skipped: Sequence[Skipped]) -> None:
@@ -247,37 +298,28 @@ class ClipStore:
             console.warn(f"{len(new)} frames cannot be read and are left out: {names}")
 
     def _read_all(self, frames: int) -> None:
-        """Decodes every frame; leaves the unreadable ones out of their tracklets."""
-        images = torch.empty((frames, 3, *self.size), dtype=torch.uint8)
+        """Decodes every frame; a tracklet of which none can be read leaves the store."""
+        images = torch.zeros((frames, 3, *self.size), dtype=torch.uint8)
+        readable = [False] * frames
         places = [(number, place) for number, record in enumerate(self.records) for place in range(len(record))]
-        readable: list[list[int]] = [[] for _ in self.records]
         skipped: list[Skipped] = []
-        count = 0
         with console.progress("reading frames", frames) as bar:
             for start in range(0, frames, _CHUNK):
                 chunk = places[start : start + _CHUNK]
-                paths = [self.records[number].folder / self.records[number].files[place] for number, place in chunk]
+                paths = [self._path(number, place) for number, place in chunk]
                 found, failed, kept = read_images(paths, self.size, pool=self._pool)
-                images[count : count + len(kept)] = found
-                count += len(kept)
+                images[[start + which for which in kept]] = found
                 for which in kept:
-                    readable[chunk[which][0]].append(chunk[which][1])
+                    readable[start + which] = True
                 skipped.extend(failed)
                 bar.advance(bar.task_ids[0], len(chunk))
-        if not count:
+        if not any(readable):
             raise DataError(f"none of {frames} frames can be read; {skipped[0].path}: {skipped[0].reason}")
         self._name(skipped)
-        self.kept = [number for number, some in enumerate(readable) if some]
-        self.records = [self.records[number].select(readable[number]) for number in self.kept]
-        self._images = images[:count]
-
-
-def _padded(frames: Tensor, clips: Sequence[Clip], length: int) -> Tensor:
-    """Frames (n, 3, H, W) of the clips in order as (B, length, 3, H, W); no copy where the clips are equally long."""
-    if len(frames) == len(clips) * length:
-        return frames.unflatten(0, (len(clips), length))
-    images = torch.zeros(len(clips), length, *frames.shape[1:], dtype=frames.dtype)
-    pieces = frames.split([len(clip.frames) for clip in clips])
-    for row, piece in enumerate(pieces):
-        images[row, : len(piece)] = piece
-    return images
+        starts = [0, *accumulate(len(record) for record in self.records)]
+        self.kept = [
+            number for number in range(len(self.records)) if any(readable[starts[number] : starts[number + 1]])
+        ]
+        self.records = [self.records[number] for number in self.kept]
+        self._starts = [starts[number] for number in self.kept]
+        self._images, self._readable = images, readable

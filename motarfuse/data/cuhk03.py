@@ -184,9 +184,13 @@ def _split_new(
     values = _read_config(config)
     names = [str(np.ravel(value)[0]) for value in np.ravel(values["filelist"])]
     labels, cameras = (np.ravel(values[key]).astype(int).tolist() for key in ("labels", "camId"))
+    if not len(names) == len(labels) == len(cameras):
+        raise DataError(f"{config}: {len(names)} files, {len(labels)} labels and {len(cameras)} cameras; not the same")
     used: set[str] = set()
     for part, key in (("train", "train_idx"), ("query", "query_idx"), ("gallery", "gallery_idx")):
         for index in np.ravel(values[key]).astype(int).tolist():
+            if not 1 <= index <= len(names):
+                raise DataError(f"{config}: {key} has {index}; its list names files 1 to {len(names)}")
             name = names[index - 1]
             used.add(name)
             record = records.get(name)
@@ -231,6 +235,9 @@ def _split_classic(
     testsets = _testsets(root, base)
     if len(testsets) != SPLITS:
         raise DataError(f"{base}: the classic protocol has {SPLITS} test sets, {len(testsets)} were found")
+    strange = [pair for pair, _ in testsets[split] if not 1 <= pair <= len(PEOPLE)]
+    if strange:
+        raise DataError(f"{base}: split {split} names the camera pair {strange[0]}; there are {len(PEOPLE)}")
     test = {_BEFORE[pair - 1] + person for pair, person in testsets[split]}
     for record in records.values():
         if record.pid in test:

@@ -25,6 +25,7 @@ from motarfuse.data.occluded_sets import (
     load_partial_ilids,
     load_partial_reid,
 )
+from motarfuse.data.options import check_option_types
 from motarfuse.data.records import ImageRecord, ReIDDataset
 from motarfuse.errors import DataError
 
@@ -157,6 +158,7 @@ def load_dataset(root: str | Path, kind: str = "auto", **options: Any) -> ReIDDa
             raise DataError(
                 f"{root}: {unsupported[0]} is no option of the kind {chosen.name!r}, which was read here{known}"
             )
+        check_option_types(chosen.name, chosen.load, options)
         return chosen.load(root, **options)
 
 

@@ -12,6 +12,8 @@ from motarfuse.data.records import ReIDDataset
 from motarfuse.errors import DataError
 
 Box = tuple[float, float, float, float]
+# Thirty thousand years of video, and safe to calculate with.
+_LAST_FRAME = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class Tracklet:
                     f"tracklet {self.name} is not in the order of time: frame {later} ({self.files[place + 1]}) comes "
                     f"after frame {earlier} ({self.files[place]})"
                 )
+        if any(abs(frame) > _LAST_FRAME for frame in (self.frame_index[0], self.frame_index[-1])):
+            raise DataError(f"tracklet {self.name} has frame {self.frame_index[-1]}; supported are numbers up to 2^40")
         if self.timestamps is not None and any(later < earlier for earlier, later in pairwise(self.timestamps)):
             raise DataError(f"tracklet {self.name} has timestamps that go back in time")
         if self.visibility is not None and not all(0 <= share <= 1 for share in self.visibility):

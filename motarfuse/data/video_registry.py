@@ -13,6 +13,7 @@ from motarfuse.data.ilids_vid import is_ilids_vid, load_ilids_vid
 from motarfuse.data.layout import remembered_listings
 from motarfuse.data.ls_vid import is_ls_vid, load_ls_vid
 from motarfuse.data.mars import is_mars, load_mars
+from motarfuse.data.options import check_option_types
 from motarfuse.data.prid2011 import is_prid2011, load_prid2011
 from motarfuse.data.tracker_crops import is_tracker_crops, load_tracker_crops
 from motarfuse.data.tracklet_folder import is_tracklet_folder, load_tracklet_folder
@@ -143,4 +144,5 @@ def load_video_dataset(root: str | Path, kind: str = "auto", **options: Any) -> 
     unsupported = [name for name in options if name not in found.options]
     if unsupported:
         raise DataError(f"{root}: {unsupported[0]} is no option of the kind {found.name!r}, which was read here")
+    check_option_types(found.name, found.load, options)
     return found.load(root, **options)

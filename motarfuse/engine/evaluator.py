@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from motarfuse import __version__
-from motarfuse.data import ClipSampling, ClipStore, ImageRecord, ImageStore, Tracklet
+from motarfuse.data import ClipSampling, ClipStore, ImageRecord, ImageStore, Tracklet, TrackletDataset
 from motarfuse.data.any_dataset import AnyDataset, load_any_dataset
 from motarfuse.engine.checkpoint import find_checkpoint, load_model
 from motarfuse.engine.config import DataConfig, EvaluationConfig, check_set_name
@@ -163,7 +163,7 @@ def evaluate_model(
             "description": f"{subject.name}: {title}",
         }
         if isinstance(store, ClipStore):
-            features, kept = encode_tracklets(model, store, subject.sampling, **options), list(range(len(store)))
+            features, kept = encode_tracklets(model, store, subject.sampling, **options)
         else:
             features, kept = encode(model, store, **options)
         if config.score in ("parts", "sum") and not features.has_parts:
@@ -221,6 +221,7 @@ def evaluate_model(
             "dataset": {
                 "kind": subject.dataset.kind,
                 "layout": subject.dataset.variant,
+                "protocol": _splits_of(subject),
                 "unreadable": [str(item.path) for item in unreadable],
             },
             "features": {
@@ -314,6 +315,8 @@ def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationCon
             manifest["metric"],
             manifest["features"]["flip"],
             manifest["features"].get("clips"),
+            manifest["dataset"]["layout"],
+            manifest["dataset"].get("protocol", ""),
             record["score"],
         )
         # Which score `auto` is depends on the network, and the record tells which scores that has.
@@ -323,8 +326,15 @@ def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationCon
         return None  # absent, or not ours: it is made anew
     score = best if config.score == "auto" else config.score
     clips = subject.sampling.to_dict() if subject.has_tracklets else None
-    wanted = (step, str(_base(subject).resolve()), config.protocol, config.metric, config.flip, clips, score)
+    layout = (subject.dataset.variant, _splits_of(subject))
+    wanted = (step, str(_base(subject).resolve()), config.protocol, config.metric, config.flip, clips, *layout, score)
     return Evaluation(subject.name, metrics, record) if found == wanted else None
+
+
+def _splits_of(subject: EvaluationSet) -> str:
+    """Which of a dataset's protocols its splits follow, in words; empty where it has one only."""
+    dataset = subject.dataset
+    return dataset.protocol if isinstance(dataset, TrackletDataset) else ""
 
 
 def _base(subject: EvaluationSet) -> Path:

@@ -151,7 +151,7 @@ def encode_tracklets(
     precision: str = "fp32",
     flip: bool = False,
     description: str = "encoding",
-) -> PersonFeatures:
+) -> tuple[PersonFeatures, list[int]]:
     """Features of tracklets in their order, each from the clips that a policy cuts.
 
     With n_c the frames of clip c: feature = sum_c n_c feature_c / sum_c n_c; part features likewise with the weights
@@ -165,10 +165,11 @@ def encode_tracklets(
         device, precision, flip, description: As of :func:`encode`.
 
     Returns:
-        Features in float32 on the CPU, a row a tracklet.
+        Features in float32 on the CPU, a row a tracklet that could be read; and the indices of these into
+        ``store.records``. Others are named by the store.
 
     Raises:
-        DataError: A tracklet without any readable frame.
+        DataError: No tracklet can be read.
     """
     device = torch.device(device)
     transform = EvalTransform()
@@ -182,7 +183,10 @@ def encode_tracklets(
     model.to(device).eval()
     try:
         with console.progress(description, len(clips)) as bar:
-            for batch in store.prefetch(_groups(clips, batch_size)):
+            for batch in store.prefetch(_groups(clips, batch_size), leave_out=True):
+                bar.advance(bar.task_ids[0], len(batch.clips))
+                if not batch.clips:
+                    continue
                 images = transform(batch.images.to(device, non_blocking=True))
                 rows = torch.tensor([clip.tracklet for clip in batch.clips])
                 cameras = camids[rows].to(device)
@@ -201,10 +205,13 @@ def encode_tracklets(
                         weights[name] = torch.zeros(len(store), *share[name].shape[1:])
                     sums[name].index_add_(0, rows, tensor.float().cpu() * share[name])
                     weights[name].index_add_(0, rows, share[name])
-                bar.advance(bar.task_ids[0], len(batch.clips))
     finally:
         model.train(was_training)
-    return PersonFeatures.from_tensors({name: total / weights[name].clamp(min=1e-6) for name, total in sums.items()})
+    if not sums:
+        raise DataError(f"none of the {len(store)} tracklets can be read")
+    kept = (weights["feature"].squeeze(1) > 0).nonzero().squeeze(1)
+    means = {name: (total / weights[name].clamp(min=1e-6))[kept] for name, total in sums.items()}
+    return PersonFeatures.from_tensors(means), kept.tolist()
 
 
 def _groups(clips: Sequence[Clip], batch_size: int) -> Iterable[list[Clip]]:
@@ -314,7 +321,7 @@ def extract(
     }
     with open_store(records, model.image_size, data, verify=False) as store:  # type: ignore[arg-type]
         if isinstance(store, ClipStore):
-            features, kept = encode_tracklets(model, store, sampling, **options), list(range(len(store)))
+            features, kept = encode_tracklets(model, store, sampling, **options)
         else:
             features, kept = encode(model, store, **options)
         skipped = list(store.skipped)
@@ -323,11 +330,13 @@ def extract(
     if not features.is_finite():
         raise CheckpointError(f"{folder} gives features that are not finite; its weights are damaged or diverged")
     base = root if root.is_dir() else root.parent
-    rows = [_row(records[index], base) for index in kept]
+    unreadable = {item.path for item in skipped}
+    rows = [_row(records[index], base, unreadable) for index in kept]
     num_images = len(kept)
     if has_tracklets:
-        lengths = [len(record) for record in records if isinstance(record, Tracklet)]
-        num_images = sum(len(clip) for length in lengths for clip in sampling.clips(length))
+        used = [record for record in (records[index] for index in kept) if isinstance(record, Tracklet)]
+        shown = [record.paths[place] for record in used for clip in sampling.clips(len(record)) for place in clip]
+        num_images = sum(path not in unreadable for path in shown)
     manifest: dict[str, Any] = {
         "motarfuse": __version__,
         "checkpoint": describe_checkpoint(folder, metadata["step"]),
@@ -351,9 +360,11 @@ def extract(
     return ExtractResult(out, len(kept), skipped, seconds, num_images, has_tracklets)
 
 
-def _row(record: ImageRecord | Tracklet, base: Path) -> tuple[object, ...]:
+def _row(record: ImageRecord | Tracklet, base: Path, unreadable: set[Path]) -> tuple[object, ...]:
     labels = (_relative(record.path, base), record.pid, record.camid)
-    return (*labels, record.name, len(record)) if isinstance(record, Tracklet) else labels
+    if isinstance(record, Tracklet):
+        return (*labels, record.name, sum(path not in unreadable for path in record.paths))
+    return labels
 
 
 def parts_entry(features: PersonFeatures) -> dict[str, int] | None:

@@ -17,7 +17,7 @@ def open_store(
     """The pixels of images or of tracklets, whichever the records are.
 
     Args:
-        records: All of one type.
+        records: All of one type, or it is a TypeError.
         size: (height, width) in pixels.
         data: How files are read.
         verify: As of `ImageStore`; frames of tracklets on disk are not decoded up front.
@@ -25,6 +25,8 @@ def open_store(
     options: dict[str, Any] = {"cache": data.cache, "workers": data.workers, "memory_limit_mb": data.memory_limit_mb}
     tracklets = [record for record in records if isinstance(record, Tracklet)]
     if tracklets:
+        if len(tracklets) < len(records):
+            raise TypeError("records must all be images, or all be tracklets; an image may be a tracklet of one frame")
         return ClipStore(tracklets, size, **options)
     return ImageStore([record for record in records if isinstance(record, ImageRecord)], size, verify=verify, **options)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from motarfuse.engine.config import Config
 from motarfuse.engine.criterion import ClipFrames, Copies
 from motarfuse.engine.random import AUGMENTATION, CLIPS, COPIES, PAIRS, stream_seed
 from motarfuse.models import MotarFuse, MotarFuseOutput, ReIDOutput
-from motarfuse.nn import PartState
+from motarfuse.nn import BNNeck, PartState
 
 
 class Batch(NamedTuple):
@@ -139,6 +140,8 @@ class Varier:
         count = round(self.share * len(images))
         copied, copies = None, None
         both = [labels], [camids]
+        if count and batch.frame_mask is not None:
+            count = min(max(count, 2), len(images))  # they are normalised among themselves
         if count:
             generator = torch.Generator().manual_seed(stream_seed(self.seed, COPIES, *key))
             rows = torch.randperm(len(images), generator=generator)[:count].sort().values
@@ -184,7 +187,8 @@ class Varier:
 def run_network(model: nn.Module, batch: StepInput) -> ReIDOutput:
     """The network's output of a batch, that of the copies behind it.
 
-    Copies of images join their batch; copies of clips, single frames, are a batch of their own.
+    Copies of images join their batch; copies of clips, single frames, are a batch of their own, which the necks
+    normalise by its own statistics.
     """
     has_parts = isinstance(model, MotarFuse)
     images, camids, copied = batch.images, batch.camids, batch.copied
@@ -200,7 +204,23 @@ def run_network(model: nn.Module, batch: StepInput) -> ReIDOutput:
     if copied is None:
         return output
     extra = {"counted": torch.zeros(len(copied), dtype=torch.bool, device=images.device)} if has_parts else {}
-    return _joined(output, model(copied, camids[len(images) :], **extra))
+    with _uncounted(model):
+        changed = model(copied, camids[len(images) :], **extra)
+    return _joined(output, changed)
+
+
+@contextmanager
+def _uncounted(model: nn.Module) -> Iterator[None]:
+    """Keeps a batch out of the running statistics of batch normalisation, which are of clips."""
+    norms = [module for module in model.modules() if isinstance(module, BNNeck)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.momentum = 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def _joined(clips: ReIDOutput, images: ReIDOutput) -> ReIDOutput:

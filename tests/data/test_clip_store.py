@@ -63,47 +63,64 @@ def test_auto_keeps_in_memory_what_fits_into_the_limit(tracklets: list[Tracklet]
         ClipStore(tracklets, SIZE, cache="memory", memory_limit_mb=needed_mb * 0.99)
 
 
-def test_in_memory_a_broken_frame_leaves_its_tracklet_and_an_empty_tracklet_the_store(
-    tracklets: list[Tracklet], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_broken_frame_is_a_gap_and_named_once(
+    tracklets: list[Tracklet], cache: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (tracklets[0].paths[1], tracklets[1].paths[0]):
-        path.write_bytes(b"no picture")
-    with ClipStore(tracklets, SIZE, cache="memory") as store:
-        assert [len(record) for record in store.records] == [4, 3]
-        assert store.records[0].frame_index == (4, 8, 10, 12)
-        assert store.kept == [0, 2]
-        assert [item.path for item in store.skipped] == [tracklets[0].paths[1], tracklets[1].paths[0]]
-        assert torch.equal(store.batch([Clip(1, [2])]).images[0, 0], _frame(tracklets[2], 2))
-    assert "2 frames cannot be read" in " ".join(capsys.readouterr().err.split())
-
-
-def test_on_disk_a_broken_frame_is_masked_and_named_once(tracklets: list[Tracklet]) -> None:
     tracklets[0].paths[1].write_bytes(b"no picture")
-    with ClipStore(tracklets, SIZE, cache="disk") as store:
+    with ClipStore(tracklets, SIZE, cache=cache) as store:
         for _ in range(2):
             batch = store.batch([Clip(0, [0, 1, 2]), Clip(2, [0])])
-            assert batch.frame_mask.tolist() == [[True, False, True], [True, False, False]]
-            assert torch.equal(batch.images[0, 2], _frame(tracklets[0], 2))
-            assert not batch.images[0, 1].any()
+            assert batch.frame_mask.tolist() == [[True, True], [True, False]]
+            assert batch.frame_index.tolist() == [[0, 4], [0, 1]]
+            assert torch.equal(batch.images[0], torch.stack([_frame(tracklets[0], place) for place in (0, 2)]))
+        assert [len(record) for record in store.records] == [5, 1, 3]
         assert [item.path for item in store.skipped] == [tracklets[0].paths[1]]
+    assert "1 frames cannot be read" in " ".join(capsys.readouterr().err.split())
 
 
-def test_on_disk_a_clip_without_a_readable_frame_takes_the_nearest_of_its_tracklet(tracklets: list[Tracklet]) -> None:
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_clip_without_a_readable_frame_takes_the_nearest_of_its_tracklet(
+    tracklets: list[Tracklet], cache: str
+) -> None:
     for place in (1, 2):
         tracklets[0].paths[place].unlink()
-    with ClipStore(tracklets, SIZE, cache="disk") as store:
+    with ClipStore(tracklets, SIZE, cache=cache) as store:
         batch = store.batch([Clip(0, [2])])
         assert batch.frame_mask.tolist() == [[True]]
         assert torch.equal(batch.images[0, 0], _frame(tracklets[0], 3))
 
 
-def test_a_tracklet_of_which_nothing_can_be_read_is_named(tracklets: list[Tracklet]) -> None:
-    tracklets[1].paths[0].unlink()
+def test_in_memory_a_tracklet_of_which_nothing_can_be_read_leaves_the_store(tracklets: list[Tracklet]) -> None:
+    tracklets[1].paths[0].write_bytes(b"no picture")
+    with ClipStore(tracklets, SIZE, cache="memory") as store:
+        assert store.kept == [0, 2]
+        assert [record.name for record in store.records] == ["t0", "t2"]
+        assert torch.equal(store.batch([Clip(1, [2])]).images[0, 0], _frame(tracklets[2], 2))
+
+
+def test_on_disk_another_tracklet_of_the_identity_takes_the_place_of_an_unreadable_one(
+    tracklets: list[Tracklet],
+) -> None:
+    tracklets[1].paths[0].unlink()  # of identity 7, as the first tracklet
+    with ClipStore(tracklets, SIZE, cache="disk") as store:
+        batch = store.batch([Clip(1, [0]), Clip(2, [1])])
+        assert [clip.tracklet for clip in batch.clips] == [0, 2]
+        assert torch.equal(batch.images[0, 0], _frame(tracklets[0], 2))
+        kept = store.batch([Clip(1, [0]), Clip(2, [1])], leave_out=True)
+        assert [clip.tracklet for clip in kept.clips] == [2]
+        assert len(store.batch([Clip(1, [0])], leave_out=True).images) == 0
+        assert [item.path for item in store.skipped] == [tracklets[1].paths[0]]
+
+
+def test_an_identity_of_which_nothing_can_be_read_is_named(tracklets: list[Tracklet]) -> None:
+    for path in tracklets[2].paths:
+        path.unlink()
     with (
         ClipStore(tracklets, SIZE, cache="disk") as store,
-        pytest.raises(DataError, match="tracklet t1: none of its 1"),
+        pytest.raises(DataError, match=r"tracklet t2: none of its 3 frames .* nor any other tracklet of identity 8"),
     ):
-        store.batch([Clip(1, [0])])
+        store.batch([Clip(2, [1])])
 
 
 def test_nothing_readable_at_all_is_an_error(tracklets: list[Tracklet]) -> None:

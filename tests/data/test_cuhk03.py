@@ -202,6 +202,27 @@ def test_labels_that_contradict_the_names_are_refused(extracted: Path) -> None:
         load_dataset(extracted, boxes="detected")
 
 
+@pytest.mark.parametrize("index", [0, 999])
+def test_an_index_beyond_the_list_is_refused(extracted: Path, index: int) -> None:
+    from scipy.io import loadmat
+
+    config = extracted / "cuhk03_new_protocol_config_detected.mat"
+    values = {key: value for key, value in loadmat(config).items() if not key.startswith("__")}
+    values["query_idx"].flat[0] = index
+    savemat(config, values)
+    with pytest.raises(DataError, match=rf"query_idx has {index}; its list names files 1 to"):
+        load_dataset(extracted, boxes="detected")
+
+
+def test_a_camera_pair_that_does_not_exist_is_refused(extracted: Path) -> None:
+    listed = extracted / TESTSETS_NAME
+    values = json.loads(listed.read_text())
+    values["testsets"][3] = [[9, 1]]
+    listed.write_text(json.dumps(values))
+    with pytest.raises(DataError, match="split 3 names the camera pair 9; there are 5"):
+        load_dataset(extracted, boxes="detected", protocol="classic", split=3)
+
+
 def test_missing_and_nameless_images_are_skipped(extracted: Path) -> None:
     (extracted / "images_detected" / "2_001_2_06.png").unlink()
     (extracted / "images_detected" / "6_001_2_06.png").touch()

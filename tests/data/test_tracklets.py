@@ -42,6 +42,11 @@ def test_what_does_not_fit_the_frames_is_refused(extra: dict[str, object], messa
         _tracklet(1, 2, 3, **extra)
 
 
+def test_a_frame_number_that_nothing_can_have_is_refused() -> None:
+    with pytest.raises(DataError, match="numbers up to"):
+        _tracklet(1, 10**20)
+
+
 def test_a_tracklet_without_frames_is_refused() -> None:
     with pytest.raises(DataError, match="has no frame"):
         _tracklet()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from motarfuse.data.any_dataset import load_any_dataset
 from motarfuse.data.tracklet_files import MOST_ENTRIES, Collector, last_number, list_names
 from motarfuse.data.tracklets import TrackletDataset
 from motarfuse.data.video_published import CCVID, LS_VID, MARS, VideoCounts, compare_with_published, looks_like
@@ -102,3 +103,18 @@ def test_a_set_is_known_by_its_counts_or_its_folders_name(tmp_path: Path) -> Non
     assert looks_like(dataset, MARS, ["data", "MARS-v1"], "mars")
     assert not looks_like(dataset, MARS, ["data"], "mars")
     assert looks_like(dataset, VideoCounts("none", {"train": 0, "query": 0}, {}), [], "mars")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("mars:queries_in_gallery=maybe", "mars:queries_in_gallery='maybe' is no value of this option; give true or"),
+        ("mars:queries_in_gallery=1", "give true or false"),
+        ("ilids-vid:split=x", "give a whole number"),
+        ("prid2011:split_seed=x", "give a whole number"),
+        ("tracker-crops:length=true", "give a whole number"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_by_name(tmp_path: Path, kind: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_any_dataset(tmp_path, kind)

@@ -188,3 +188,26 @@ def test_what_padding_holds_changes_neither_loss_nor_gradient(tracklets: list[Tr
     assert torch.equal(found[0][0], found[1][0])
     assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
     assert all(torch.equal(one, other) for one, other in zip(found[0][2], found[1][2], strict=True))
+
+
+def test_copies_of_clips_are_not_in_the_running_statistics_of_the_necks(tracklets: list[Tracklet]) -> None:
+    _, varied = _varied(tracklets, _config("clip.image_share=0"))
+    states = []
+    for given in (varied, varied._replace(copied=None)):
+        torch.manual_seed(0)
+        model = build_model("motar_fuse", _config().model).train()
+        run_network(model, given)
+        assert isinstance(model, MotarFuse)
+        assert model.neck.momentum == 0.1
+        states.append({name: value for name, value in model.named_buffers() if "neck" in name and "running" in name})
+    assert len(states[0]) == 6
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+def test_a_share_of_one_copy_is_two_of_clips(tracklets: list[Tracklet]) -> None:
+    _, varied = _varied(tracklets, _config("copy.share=0.25", "clip.image_share=0"))
+    assert varied.copied is not None
+    assert len(varied.copied) == 2
+    model = build_model("motar_fuse", _config().model).train()
+    assert len(run_network(model, varied).feature) == len(varied.labels) == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -100,7 +101,8 @@ def test_a_tracklet_s_feature_is_the_mean_over_its_clips_weighted_by_their_frame
     records = load_video_dataset(walks).gallery
     sampling = ClipSampling("all", 2)
     with ClipStore(records, (32, 16)) as store:
-        found = encode_tracklets(model, store, sampling)
+        found, kept = encode_tracklets(model, store, sampling)
+        assert kept == list(range(len(records)))
         for number, record in enumerate(records):
             feature, parts, seen, frames = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
             for places in sampling.clips(len(record)):
@@ -122,7 +124,7 @@ def test_a_tracklet_s_feature_is_the_mean_over_its_clips_weighted_by_their_frame
 def test_features_of_tracklets_do_not_depend_on_the_batch(walks: Path, run: Path, cache: str) -> None:
     model, _ = load_model(run)
     with ClipStore(load_video_dataset(walks).gallery, (32, 16), cache=cache) as store:
-        one, many = (encode_tracklets(model, store, ClipSampling("all", 3), batch_size=size) for size in (1, 64))
+        one, many = (encode_tracklets(model, store, ClipSampling("all", 3), batch_size=size)[0] for size in (1, 64))
     for name, tensor in one.tensors.items():
         assert torch.allclose(tensor, many.tensors[name], atol=1e-5), name
 
@@ -168,3 +170,40 @@ def test_too_few_identities_are_named_before_anything_is_read(walks: Path, tmp_p
     with pytest.raises(DataError, match="identities a batch, the data has 4"):
         train(small_config(walks, tmp_path / "run", *MOTION, "train.batch_size=16"))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_protocol_of_the_splits_is_written_down(walks: Path, run: Path) -> None:
+    official = evaluate_checkpoint(run, walks, device="cpu")
+    other = evaluate_checkpoint(run, walks, kind="mars:queries_in_gallery=false", device="cpu")
+    found = [one.record["manifest"]["dataset"]["protocol"] for one in (official, other)]
+    assert all(found)
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_tracklet_of_which_nothing_can_be_read_is_left_out_and_named(
+    walks: Path, run: Path, tmp_path: Path, cache: str
+) -> None:
+    damaged = shutil.copytree(walks, tmp_path / "walks")
+    gone, partly = load_video_dataset(damaged).gallery[:2]
+    for path in gone.paths:
+        path.write_bytes(b"")
+    partly.paths[0].write_bytes(b"")
+    result = extract(run, damaged, tmp_path / "features", split="gallery", device="cpu")
+    records = load_video_dataset(damaged).gallery
+    assert (result.count, len(result.skipped)) == (len(records) - 1, len(gone) + 1)
+    assert result.num_images == sum(map(len, records)) - len(gone) - 1
+    with (tmp_path / "features/table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["tracklet"] for row in rows] == [record.name for record in records[1:]]
+    assert int(rows[0]["frames"]) == len(partly) - 1
+    model, _ = load_model(run)
+    with ClipStore(records, (32, 16), cache=cache) as store:
+        _, kept = encode_tracklets(model, store, ClipSampling("all", 3))
+        assert [store.records[index].name for index in kept] == [record.name for record in records[1:]]
+        whole = [record for record in records if record.name not in (gone.name, partly.name)]
+        with ClipStore([partly.select(range(1, len(partly))), *whole], (32, 16)) as clean:
+            expected, _ = encode_tracklets(model, clean, ClipSampling("all", 8))
+        again, _ = encode_tracklets(model, store, ClipSampling("all", 8))
+        assert torch.allclose(again.feature, expected.feature, atol=1e-5)
+    assert evaluate_checkpoint(run, damaged, device="cpu").metrics["num_query"] == 2
