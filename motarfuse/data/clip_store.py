@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +14,8 @@ from torch import Tensor
 from motarfuse import console
 from motarfuse.data.files import name_some
 from motarfuse.data.images import read_images
-from motarfuse.data.loader import CACHES, DEFAULT_MEMORY_LIMIT_MB
-from motarfuse.data.records import Skipped, contiguous_labels
+from motarfuse.data.record_store import DEFAULT_MEMORY_LIMIT_MB, RecordStore
+from motarfuse.data.records import Skipped
 from motarfuse.data.tracklets import Tracklet
 from motarfuse.errors import DataError
 
@@ -50,7 +47,7 @@ class ClipBatch(NamedTuple):
     frame_index: Tensor
 
 
-class ClipStore:
+class ClipStore(RecordStore[Tracklet]):
     """Resized frames of tracklets, by clip.
 
     In memory the store costs ``3 height width`` bytes a frame; on disk it costs nothing, and every clip is decoded
@@ -92,65 +89,27 @@ class ClipStore:
         memory_limit_mb: float = DEFAULT_MEMORY_LIMIT_MB,
         pin_memory: bool | None = None,
     ) -> None:
-        if cache not in CACHES:
-            raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1, got {workers}")
-        if min(size) < 1:
-            raise ValueError(f"size must be a height and a width of at least 1 pixel, got {size}")
-        if not records:
-            raise DataError("there are no tracklets to read: the list of records is empty")
-        self.size = size
         frames = sum(map(len, records))
-        needed_mb = frames * 3 * size[0] * size[1] / 1e6
-        if cache == "memory" and needed_mb > memory_limit_mb:
-            raise DataError(
-                f"{frames:,} frames of {size[0]} x {size[1]} need {needed_mb:,.0f} MB of memory, the limit is "
-                f"{memory_limit_mb:,.0f} MB; raise the limit or let the cache be auto or disk"
-            )
-        self.cache = ("memory" if needed_mb <= memory_limit_mb else "disk") if cache == "auto" else cache
-        self.records = list(records)
-        self.kept = list(range(len(self.records)))
-        self.skipped: list[Skipped] = []
-        self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="motarfuse-decode")
+        super().__init__(
+            records,
+            frames,
+            ("tracklets", "frames"),
+            size,
+            cache=cache,
+            workers=workers,
+            memory_limit_mb=memory_limit_mb,
+            pin_memory=pin_memory,
+        )
         self._broken: set[Path] = set()
-        self._unreadable: set[int] = set()
-        self._images: Tensor | None = None
         self._readable: list[bool] = []
         self._starts: list[int] = []
         if self.cache == "memory":
             self._read_all(frames)
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __enter__(self) -> ClipStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the decoding threads; a store on disk cannot read afterwards."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
     @property
     def num_frames(self) -> int:
         """Frames of all tracklets, those that cannot be read among them."""
         return sum(map(len, self.records))
-
-    @property
-    def labels(self) -> list[int]:
-        """Class of each tracklet: 0..C-1, in the order of the sorted identities."""
-        return contiguous_labels(self.records)
-
-    @property
-    def camids(self) -> list[int]:
-        """Camera of each tracklet."""
-        return [record.camid for record in self.records]
 
     def batch(self, clips: Sequence[Clip], *, leave_out: bool = False) -> ClipBatch:
         """The clips as one padded batch.
@@ -206,24 +165,9 @@ class ClipStore:
             depth: Batches that wait, at least 1.
             leave_out: As of `batch`.
         """
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
         read = partial(self.batch, leave_out=leave_out)
-        if self._images is not None and not self._pin:  # a copy within memory is cheaper than handing it to a thread
-            yield from map(read, batches)
-            return
-        source = iter(batches)
-        with ThreadPoolExecutor(1, thread_name_prefix="motarfuse-prefetch") as reader:
-            waiting: deque[Future[ClipBatch]] = deque()
-            try:
-                waiting.extend(reader.submit(read, clips) for clips in islice(source, depth))
-                while waiting:
-                    found = waiting.popleft()
-                    waiting.extend(reader.submit(read, clips) for clips in islice(source, 1))
-                    yield found.result()
-            finally:
-                for later in waiting:
-                    later.cancel()
+        for _, batch in self._read_ahead(read, batches, depth):
+            yield batch
 
     def _rows(self, clips: Sequence[Clip]) -> list[_Row]:
         """The readable frames of each clip, or the nearest readable one of its tracklet; none where nothing is left."""

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from types import TracebackType
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,15 +12,14 @@ from torch import Tensor
 from motarfuse import console
 from motarfuse.data.files import name_some
 from motarfuse.data.images import read_images
-from motarfuse.data.records import ImageRecord, Skipped, contiguous_labels
+from motarfuse.data.record_store import DEFAULT_MEMORY_LIMIT_MB, RecordStore
+from motarfuse.data.records import ImageRecord, Skipped
 from motarfuse.errors import DataError
 
-CACHES = ("auto", "memory", "disk")
-DEFAULT_MEMORY_LIMIT_MB = 2048
 _CHUNK = 256
 
 
-class ImageStore:
+class ImageStore(RecordStore[ImageRecord]):
     """Resized images of records, by index.
 
     In memory the store costs ``3 height width`` bytes an image (98 kB at 256 x 128, so that the default limit holds
@@ -66,56 +62,18 @@ class ImageStore:
         verify: bool = True,
         pin_memory: bool | None = None,
     ) -> None:
-        if cache not in CACHES:
-            raise ValueError(f"cache must be one of {', '.join(CACHES)}, got {cache!r}")
-        if workers < 1:
-            raise ValueError(f"workers must be at least 1, got {workers}")
-        if min(size) < 1:
-            raise ValueError(f"size must be a height and a width of at least 1 pixel, got {size}")
-        if not records:
-            raise DataError("there are no images to read: the list of records is empty")
-        self.size = size
-        needed_mb = len(records) * 3 * size[0] * size[1] / 1e6
-        if cache == "memory" and needed_mb > memory_limit_mb:
-            raise DataError(
-                f"{len(records):,} images of {size[0]} x {size[1]} need {needed_mb:,.0f} MB of memory, the limit is "
-                f"{memory_limit_mb:,.0f} MB; raise the limit or let the cache be auto or disk"
-            )
-        self.cache = ("memory" if needed_mb <= memory_limit_mb else "disk") if cache == "auto" else cache
-        self.records = list(records)
-        self.kept = list(range(len(self.records)))
-        self.skipped: list[Skipped] = []
-        self._pin = torch.cuda.is_available() if pin_memory is None else pin_memory
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="motarfuse-decode")
-        self._images: Tensor | None = None
-        self._unreadable: set[int] = set()
+        super().__init__(
+            records,
+            len(records),
+            ("images", "images"),
+            size,
+            cache=cache,
+            workers=workers,
+            memory_limit_mb=memory_limit_mb,
+            pin_memory=pin_memory,
+        )
         if self.cache == "memory" or verify:
             self._read_all()
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __enter__(self) -> ImageStore:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the decoding threads; a store on disk cannot read afterwards."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-    @property
-    def labels(self) -> list[int]:
-        """Class of each readable record: 0..C-1, in the order of the sorted identities."""
-        return contiguous_labels(self.records)
-
-    @property
-    def camids(self) -> list[int]:
-        """Camera of each readable record."""
-        return [record.camid for record in self.records]
 
     def batch(self, indices: Sequence[int]) -> Tensor:
         """Images by index.
@@ -151,24 +109,7 @@ class ImageStore:
             batches: Lists of indices; may be endless.
             depth: Batches that wait, at least 1.
         """
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
-        if self._images is not None and not self._pin:  # a copy within memory is cheaper than handing it to a thread
-            for indices in batches:
-                yield indices, self.batch(indices)
-            return
-        source = iter(batches)
-        waiting: deque[tuple[Sequence[int], Future[Tensor]]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="motarfuse-prefetch") as reader:
-            try:
-                waiting.extend((indices, reader.submit(self.batch, indices)) for indices in islice(source, depth))
-                while waiting:
-                    indices, images = waiting.popleft()
-                    waiting.extend((later, reader.submit(self.batch, later)) for later in islice(source, 1))
-                    yield indices, images.result()
-            finally:
-                for _, images in waiting:
-                    images.cancel()
+        yield from self._read_ahead(self.batch, batches, depth)
 
     def stream(self, batch_size: int) -> Generator[tuple[list[int], Tensor], None, None]:
         """All images once, in order: indices into ``records`` and uint8 images (B, 3, H, W); unreadable ones left out.

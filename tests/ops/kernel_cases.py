@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -148,3 +151,23 @@ def misaligned(tensor: torch.Tensor) -> torch.Tensor:
 def layout_name(layout: Callable[..., Any]) -> str:
     """For ids of parameters."""
     return layout.__name__.strip("_")
+
+
+def check_on_older_processors(file: str, capability: str, selection: str, timeout: float = 300) -> None:
+    """Runs a file's tests again with the C++ kernels compiled for an older generation of processors.
+
+    Args:
+        file: Of the tests.
+        capability: avx2 or baseline.
+        selection: Words in the tests' names, "a or b".
+        timeout: In seconds.
+    """
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", file, "-q", "-p", "no:cacheprovider", "-k", selection],
+        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert result.returncode == 0, result.stdout
+    assert " passed" in result.stdout

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +10,15 @@ import torch
 
 from motarfuse import ops
 from tests.ops.add_layer_norm_cases import LAYOUTS, SCALES, VIEWS, case, check, map_tokens, outputs_and_gradients
-from tests.ops.kernel_cases import Inputs, Layout, every_second, layout_name, needs_native, transposed
+from tests.ops.kernel_cases import (
+    Inputs,
+    Layout,
+    check_on_older_processors,
+    every_second,
+    layout_name,
+    needs_native,
+    transposed,
+)
 
 pytestmark = needs_native
 BACKEND = ("cpu", "cpu")
@@ -288,12 +293,4 @@ def test_a_call_compiles_into_one_graph_with_gradients(scales: tuple[str, ...]) 
 @pytest.mark.parametrize("capability", ["avx2", "baseline"])
 def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> None:
     tests = ["keep_the_rule", "finite_differences", "constant", "infinity", "threads"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", " or ".join(tests)],
-        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout
-    assert " passed" in result.stdout
+    check_on_older_processors(__file__, capability, " or ".join(tests))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +23,7 @@ from tests.ops.batch_hard_triplet_cases import (
 )
 from tests.ops.kernel_cases import (
     DTYPES,
+    check_on_older_processors,
     every_second,
     expanded_over_the_batch,
     expanded_over_the_last,
@@ -329,12 +327,4 @@ def test_a_call_compiles_into_one_graph_with_gradients(metric: str) -> None:
 @pytest.mark.parametrize("capability", ["avx2", "baseline"])
 def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> None:
     tests = ["keep_the_rule", "exact", "finite_differences", "tiny", "infinity", "strides", "threads"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", " or ".join(tests)],
-        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout
-    assert " passed" in result.stdout
+    check_on_older_processors(__file__, capability, " or ".join(tests))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +14,7 @@ from tests.ops.bias_gelu_cases import ACTIVATIONS, case, check, outputs_and_grad
 from tests.ops.kernel_cases import (
     DTYPES,
     Inputs,
+    check_on_older_processors,
     every_second,
     expanded_over_the_batch,
     expanded_over_the_last,
@@ -284,12 +282,4 @@ def test_a_call_can_be_exported() -> None:
 @pytest.mark.parametrize("capability", ["avx2", "baseline"])
 def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> None:
     tests = ["keep_the_rule", "digits", "nan", "views", "threads"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", " or ".join(tests)],
-        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout
-    assert " passed" in result.stdout
+    check_on_older_processors(__file__, capability, " or ".join(tests))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,7 +10,14 @@ import torch
 from motarfuse import ops
 from tests.ops.add_layer_norm_cases import LAYOUTS, VIEWS
 from tests.ops.gated_fusion_cases import TOKENS, case, check, map_tokens, outputs_and_gradients
-from tests.ops.kernel_cases import Layout, every_second, layout_name, needs_native, transposed
+from tests.ops.kernel_cases import (
+    Layout,
+    check_on_older_processors,
+    every_second,
+    layout_name,
+    needs_native,
+    transposed,
+)
 
 pytestmark = needs_native
 BACKEND = ("cpu", "cpu")
@@ -238,12 +242,4 @@ def test_a_call_compiles_into_one_graph_with_gradients() -> None:
 @pytest.mark.parametrize("capability", ["avx2", "baseline"])
 def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> None:
     tests = ["keep_the_rule", "few_units", "finite_differences", "infinity", "threads"]
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", " or ".join(tests)],
-        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout
-    assert " passed" in result.stdout
+    check_on_older_processors(__file__, capability, " or ".join(tests))
