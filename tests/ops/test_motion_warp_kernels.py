@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +14,7 @@ from tests.ops.kernel_cases import (
     DTYPES,
     KERNEL_BACKENDS,
     Layout,
+    check_on_older_processors,
     every_second,
     expanded_over_the_batch,
     expanded_over_the_last,
@@ -310,12 +308,4 @@ def test_empty_dimensions(backend: tuple[str, str], batch: int, parts: int, chan
 def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> None:
     tests = ["accurate_as_eager and cpu and (9x7 or 16x8 or 64x32)", "strides and cpu and (misaligned or transposed)"]
     chosen = " or ".join(f"({test})" for test in tests)
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", chosen],
-        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout
-    assert " passed" in result.stdout
+    check_on_older_processors(__file__, capability, chosen)

@@ -14,7 +14,15 @@ import torch
 
 from motarfuse import _native, reference
 from motarfuse.ops import part_moments
-from tests.ops.kernel_cases import BACKENDS, DTYPES, KERNEL_BACKENDS, layout_name, misaligned, needs_native
+from tests.ops.kernel_cases import (
+    BACKENDS,
+    DTYPES,
+    KERNEL_BACKENDS,
+    check_on_older_processors,
+    layout_name,
+    misaligned,
+    needs_native,
+)
 from tests.ops.part_moments_cases import GRIDS, as_a_projection_leaves_it, case, check, outputs_and_gradients
 
 
@@ -332,15 +340,7 @@ def test_an_empty_batch_gives_an_empty_result(backend: tuple[str, str], shape: t
 def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> None:
     tests = ["accurate_as_eager and cpu and (9x7 or 16x8)", "exponential", "halves", "strides and cpu and misaligned"]
     chosen = " or ".join(f"({test})" for test in tests)
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", chosen],
-        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout
-    assert " passed" in result.stdout
+    check_on_older_processors(__file__, capability, chosen)
 
 
 @needs_native

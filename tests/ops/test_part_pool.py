@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +16,7 @@ from tests.ops.kernel_cases import (
     KERNEL_BACKENDS,
     Inputs,
     Layout,
+    check_on_older_processors,
     every_second,
     expanded_over_the_batch,
     expanded_over_the_last,
@@ -328,15 +326,7 @@ def test_the_variants_for_older_processors_are_as_accurate(capability: str) -> N
         "hardly_any_mass and cpu",
     ]
     chosen = " or ".join(f"({test})" for test in tests)
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider", "-k", chosen],
-        env={**os.environ, "MOTARFUSE_CPU_CAPABILITY": capability},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout
-    assert " passed" in result.stdout
+    check_on_older_processors(__file__, capability, chosen)
 
 
 # Errors --------------------------------------------------------------------------------------------------------------
