@@ -121,9 +121,7 @@ def test_block(
 
 
 def test_retrieval(benchmark: Any, device: torch.device) -> None:
-    if device.type != "cpu":
-        pytest.skip("evaluation and search have no GPU kernels yet")
-    calls, made = bench_retrieval.prepare(bench_retrieval.read_labels(None))
+    calls, made = bench_retrieval.prepare(bench_retrieval.read_labels(None), device=device)
     found = bench_retrieval.timings(calls, made.queries, turns=3)
     name = "evaluate cosine"
     ratio = found["per-query numpy"].median / found[name].median

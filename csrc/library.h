@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 namespace motarfuse {
 
@@ -90,6 +91,28 @@ Tensor temporal_conv_forward_cpu(const Tensor& x, const Tensor& weight, const st
 ConvGradients temporal_conv_backward_cpu(const Tensor& grad_out, const Tensor& x, const Tensor& weight,
                                          const std::optional<Tensor>& bias, const std::optional<Tensor>& frame_mask,
                                          std::string missing, bool needs_x, bool needs_weight, bool needs_bias);
+
+#define MOTARFUSE_DECLARE_RANKING(device)                                                                             \
+  Tensor pair_scores_##device(const Tensor& query, const Tensor& gallery, const Tensor& rows, const Tensor& columns,  \
+                              std::string form, std::vector<int64_t> widths, double weight, double epsilon);          \
+  void count_before_##device(Tensor scores, const Tensor& slack, const Tensor& query, const Tensor& gallery,          \
+                             int64_t first, const Tensor& starts, const Tensor& thresholds, const Tensor& entries,    \
+                             const Tensor& left_out_starts, const Tensor& left_out, std::string form,                 \
+                             std::vector<int64_t> widths, double weight, double epsilon, Tensor counts)
+
+MOTARFUSE_DECLARE_RANKING(cpu);
+
+std::tuple<Tensor, Tensor> unit_rows_cpu(const Tensor& features);
+void collect_top_cpu(Tensor scores, const Tensor& slack, const Tensor& query, const Tensor& gallery, int64_t first,
+                     const Tensor& left_out_starts, const Tensor& left_out, std::string form,
+                     std::vector<int64_t> widths, double weight, double epsilon, bool largest,
+                     const std::optional<Tensor>& query_camids, const std::optional<Tensor>& gallery_camids,
+                     int64_t camera_rule, const std::optional<Tensor>& query_pids,
+                     const std::optional<Tensor>& gallery_pids, int64_t pid_rule,
+                     const std::optional<Tensor>& query_times, const std::optional<Tensor>& gallery_times,
+                     double earliest, double latest, Tensor values, Tensor indices, Tensor filled);
+void score_histogram_cpu(Tensor scores, int64_t first, const Tensor& left_out_starts, const Tensor& left_out,
+                         const Tensor& thresholds, Tensor histogram);
 
 #if defined(MOTARFUSE_WITH_CUDA)
 MOTARFUSE_DECLARE_PART_MOMENTS(cuda);

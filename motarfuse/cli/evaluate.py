@@ -8,11 +8,16 @@ from pathlib import Path
 
 from motarfuse import console
 from motarfuse.cli.arguments import add_checkpoint, add_clips, add_encoding, add_score, clips, encoding
+from motarfuse.cli.evaluation_tables import detail_tables, splits_table
 from motarfuse.cli.train import evaluation_table
 from motarfuse.engine.checkpoint import find_checkpoint
 from motarfuse.engine.config import check_set_name
-from motarfuse.engine.evaluator import evaluate_checkpoint
+from motarfuse.engine.evaluation_details import BREAKDOWNS, Details
+from motarfuse.engine.evaluator import Evaluation, evaluate_checkpoint
 from motarfuse.engine.outputs import make_folder
+from motarfuse.engine.protocol_choice import AUTO
+from motarfuse.engine.split_evaluations import evaluate_splits, with_split
+from motarfuse.errors import ConfigError
 from motarfuse.models.packaged import packaged_name
 
 EXAMPLES = """
@@ -20,10 +25,15 @@ examples:
   motarfuse evaluate runs/first --data data/synthped/occluded
   motarfuse evaluate runs/second --data data/synthped/occluded --score parts
   motarfuse evaluate runs/video --data data/walks/video --frames evenly --clip-length 4
+  motarfuse evaluate runs/first --data data/synthped/occluded --by occlusion --confidence --roc
+  motarfuse evaluate runs/video --data prid2011 --kind prid2011 --split all
   motarfuse evaluate runs/first/checkpoints/step-00000300 --data Market-1501-v15.09.15 --kind market1501 --flip
 
 A network with body parts gives three scores: the cosine of features, the visibility-weighted parts, and their sum. All
 are printed; --score says which one the rank lists are of.
+
+--protocol auto takes the protocol of the dataset's kind and says which. --split all gives the mean over a dataset's
+random splits; it is the published kind of number only of a network that was trained on none of its people.
 
 The numbers, the protocol behind them and the rank lists of 24 queries go to evaluations/NAME.json of the run, where
 `motarfuse report` finds them.
@@ -37,7 +47,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the evaluation (default: that of the dataset's folder or table)")
     parser.add_argument("--metric", default="cosine", choices=("cosine", "euclidean"), help="default: cosine")
     add_score(parser)
-    parser.add_argument("--protocol", default="market1501", help="junk rule (default: market1501)")
+    parser.add_argument(
+        "--protocol",
+        default=AUTO,
+        metavar="NAME",
+        help="what is counted: auto (default) as is usual for the dataset's kind, or market1501, mars-torchreid, ...",
+    )
+    parser.add_argument(
+        "--average-precision",
+        choices=("step", "trapezoid"),
+        help="the mAP of Python toolkits (step, the protocols' own), or of the MATLAB evaluators (trapezoid)",
+    )
+    parser.add_argument("--split", metavar="N|all", help="of iLIDS-VID, PRID2011, CUHK03 classic: which, or the mean")
+    parser.add_argument(
+        "--by",
+        action="append",
+        choices=BREAKDOWNS,
+        default=[],
+        help="numbers by pair of cameras, or by the hidden share of queries; may be given twice",
+    )
+    parser.add_argument(
+        "--confidence",
+        nargs="?",
+        type=float,
+        const=0.95,
+        metavar="LEVEL",
+        help="bootstrap intervals over identities (level: 0.95)",
+    )
+    parser.add_argument(
+        "--roc", action="store_true", help="TPR and thresholds at false positive rates: is this pair one person?"
+    )
     add_encoding(parser)
     add_clips(parser)
     parser.add_argument(
@@ -54,21 +93,45 @@ def run(args: argparse.Namespace) -> int:
     folder = find_checkpoint(args.checkpoint)
     out = Path(args.out) if args.out else _run_of(folder)
     make_folder(out / "evaluations")  # before minutes of encoding, not after
-    evaluation = evaluate_checkpoint(
-        folder,
-        args.data,
-        kind=args.kind,
-        name=name,
-        protocol=args.protocol,
-        metric=args.metric,
-        score=args.score,
-        sampling=clips(args),
-        out=out,
+    options = {
+        "name": name,
+        "protocol": args.protocol,
+        "metric": args.metric,
+        "score": args.score,
+        "sampling": clips(args),
+        "details": Details(tuple(args.by), args.roc, args.confidence, args.average_precision),
+        "out": out,
         **encoding(args),
-    )
-    console.console.print(evaluation_table([evaluation]))
+    }
+    if args.split == "all":
+        found = evaluate_splits(folder, args.data, kind=args.kind, **options)
+        _say_protocol(found.evaluations[0], args.protocol)
+        console.console.print(evaluation_table(list(found.evaluations)))
+        console.console.print(splits_table(found.means))
+    else:
+        kind = args.kind if args.split is None else with_split(args.kind, _split(args.split))
+        evaluation = evaluate_checkpoint(folder, args.data, kind=kind, **options)
+        _say_protocol(evaluation, args.protocol)
+        console.console.print(evaluation_table([evaluation]))
+        for table in detail_tables(evaluation.record):
+            console.console.print(table)
     console.info(f"written to {out / 'evaluations' / f'{name}.json'}")
     return 0
+
+
+def _split(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ConfigError(f"--split must be all or a number from 0, got {text!r}")
+    return int(text)
+
+
+def _say_protocol(evaluation: Evaluation, asked: str) -> None:
+    """Which protocol was taken, and how its counts compare with the published ones."""
+    dataset = evaluation.record["manifest"]["dataset"]
+    why = f" (auto, kind {dataset['kind']})" if asked == AUTO else ""
+    console.info(f"protocol {evaluation.protocol}{why}")
+    for note in evaluation.record["notes"]:
+        console.info(note)
 
 
 def _run_of(checkpoint: Path) -> Path:

@@ -22,9 +22,9 @@ from motarfuse.engine.device import choose_device
 from motarfuse.engine.extractor import encode
 from motarfuse.engine.outputs import make_folder, write_bytes
 from motarfuse.errors import CheckpointError, ConfigError, OutputError
-from motarfuse.retrieval import METRICS, SCORES, PersonFeatures, choose_score, search
+from motarfuse.retrieval import METRICS, SCORES, Labels, PersonFeatures, Where, choose_score, search
 from motarfuse.retrieval.feature_folder import FeatureFolder, read_features
-from motarfuse.retrieval.scores import ScoreBlocks
+from motarfuse.retrieval.tiles import ScoreTiles
 from motarfuse.viz.crops import load_crop
 from motarfuse.viz.rank_list import RankEntry, draw_rank_list
 
@@ -37,9 +37,10 @@ its SHA-256. Features of a network with body parts are compared by the cosine of
 parts weighted with their visibility, and by the sum of both; --score says by which the results are ordered. Where the
 query itself is one of the images, its identity is known and right and wrong results are marked.
 
-example:
+examples:
   motarfuse extract runs/demo/run crops/ features/
   motarfuse search somebody.jpg features/ -k 5 --out somebody.png
+  motarfuse search somebody.jpg features/ --not-camera 2
 """
 
 
@@ -52,6 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--metric", choices=METRICS, default="cosine", help="how features are compared (default cosine)"
     )
     add_score(parser)
+    cameras = parser.add_mutually_exclusive_group()
+    cameras.add_argument("--camera", type=int, nargs="+", metavar="N", help="only images of these cameras")
+    cameras.add_argument("--not-camera", type=int, nargs="+", metavar="N", help="no images of these cameras")
     parser.add_argument(
         "--checkpoint",
         type=Path,
@@ -76,6 +80,8 @@ def run(args: argparse.Namespace) -> int:
     k = min(DEFAULT_K, size) if args.k is None else args.k
     if not 1 <= k <= size:
         raise ConfigError(f"-k {k}: {gallery.path} holds {size} images, supported are 1 to {size}")
+    where = Where(camids=args.camera, not_camids=args.not_camera)
+    _check_cameras(where, gallery)
     score = _score_of(args.score, args.metric, gallery)
     results = find(
         args.query,
@@ -83,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
         k,
         metric=args.metric,
         score=score,
+        where=where,
         checkpoint=args.checkpoint,
         device=args.device,
         announce=not args.json,
@@ -117,6 +124,23 @@ def _score_of(score: str, metric: str, gallery: FeatureFolder) -> str:
         raise ConfigError(f"--score {score}: {error}") from error
 
 
+def _check_cameras(where: Where, gallery: FeatureFolder) -> None:
+    """A camera that no image is from is a slip of the hand.
+
+    Raises:
+        ConfigError: Such a camera, or none that is left.
+    """
+    found = {camid for camid in gallery.camids if camid != -1}
+    named = {"--camera": where.camids, "--not-camera": where.not_camids}
+    for option, camids in named.items():
+        unknown = sorted(set(camids or ()) - found)
+        if unknown:
+            known = ", ".join(map(str, sorted(found))) or "none"
+            raise ConfigError(f"{option} {unknown[0]}: {gallery.path} holds no image of it; its cameras: {known}")
+    if where.not_camids is not None and set(gallery.camids) <= set(where.not_camids):
+        raise ConfigError(f"--not-camera: {gallery.path} holds images of these cameras only")
+
+
 def find(
     query: Path,
     gallery: FeatureFolder,
@@ -124,11 +148,12 @@ def find(
     *,
     metric: str,
     score: str,
+    where: Where | None = None,
     checkpoint: Path | None,
     device: str,
     announce: bool = True,
 ) -> list[dict[str, Any]]:
-    """The k best images for a query image: rank, score, every score by name, path, labels, match, is_query.
+    """The best images for a query image, k or as many as there are: rank, scores, path, labels, match, is_query.
 
     Raises:
         CheckpointError: The model is not there, is another one, or the features are damaged.
@@ -146,7 +171,11 @@ def find(
         workers=1,
     )
     try:
-        values, indices = search(person, gallery.features, k, metric=metric, score=score)
+        labels = Labels(camids=gallery.camids)
+        values, indices = search(
+            person, gallery.features, k, metric=metric, score=score, where=where, gallery_labels=labels
+        )
+        values, indices = (found[:, indices[0] >= 0] for found in (values, indices))
         others = _other_scores(person, gallery.features.select(indices[0]), score) if metric == "cosine" else {}
     except ValueError as error:
         raise CheckpointError(f"{gallery.path}: {error}") from error
@@ -170,8 +199,9 @@ def find(
 def _other_scores(person: PersonFeatures, found: PersonFeatures, score: str) -> dict[str, list[float]]:
     """What the other scores say of results that were ordered by ``score``."""
     names = [name for name in SCORES if name != score] if found.has_parts else []
-    blocks = {name: ScoreBlocks(person, found, score=name) for name in names}
-    return {name: block.scores(torch.arange(1))[0].tolist() for name, block in blocks.items()}
+    rows, columns = torch.zeros(len(found), dtype=torch.int64), torch.arange(len(found))
+    tiles = {name: ScoreTiles(person, found, score=name) for name in names}
+    return {name: one.public(one.pair_scores(rows, columns)).tolist() for name, one in tiles.items()}
 
 
 def _model_of(gallery: FeatureFolder, checkpoint: Path | None) -> Path:

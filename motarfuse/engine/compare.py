@@ -8,7 +8,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from motarfuse.engine.bootstrap import RESAMPLES
 from motarfuse.engine.checkpoint import checkpoint_name
 from motarfuse.engine.compare_file import CompareFile, read_file, slug_of
 from motarfuse.engine.compare_sets import StudySets, plan_sets
@@ -16,6 +15,7 @@ from motarfuse.engine.config import Config, config_from_dict
 from motarfuse.engine.settings import convert, flatten
 from motarfuse.engine.settings import join as dotted
 from motarfuse.errors import ConfigError
+from motarfuse.retrieval.bootstrap import RESAMPLES
 
 EVALUATE_EVERY = 50
 # What a comparison sets itself for every run.

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from motarfuse.engine.bootstrap import RESAMPLES
 from motarfuse.engine.compare_sets import CoveredRange, parse_split
 from motarfuse.engine.settings import convert, from_mapping, parse_yaml
 from motarfuse.errors import ConfigError
+from motarfuse.retrieval.bootstrap import RESAMPLES
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 

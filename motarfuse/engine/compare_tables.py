@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from motarfuse.engine.bootstrap import CONFIDENCE
 from motarfuse.engine.compare_results import BASES, METRICS, Basis, Cell, Difference, Results
 from motarfuse.engine.outputs import make_folder, write_bytes
+from motarfuse.retrieval.bootstrap import CONFIDENCE
 
 NOT_RUN = "not run"
 

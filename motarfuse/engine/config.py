@@ -171,7 +171,7 @@ class EvaluationConfig:
             "gallery of data.root, under the name test"
         },
     )
-    protocol: str = _option("market1501", "junk rule of the evaluation")
+    protocol: str = _option("auto", "what is counted; auto: the protocol of the dataset's kind")
     metric: Literal["cosine", "euclidean"] = _option("cosine", "how features are compared")
     score: Literal["auto", "feature", "parts", "sum"] = _option(
         "auto",

@@ -12,13 +12,16 @@ import torch
 from torch import nn
 
 from motarfuse import __version__
-from motarfuse.data import ClipSampling, ClipStore, ImageRecord, ImageStore, Tracklet, TrackletDataset
+from motarfuse.data import ClipSampling, ClipStore, ImageStore, Tracklet, TrackletDataset
 from motarfuse.data.any_dataset import AnyDataset, load_any_dataset
 from motarfuse.engine.checkpoint import find_checkpoint, load_model
 from motarfuse.engine.config import DataConfig, EvaluationConfig, check_set_name
 from motarfuse.engine.device import choose_device
+from motarfuse.engine.evaluation_details import Details, describe
+from motarfuse.engine.evaluation_record import per_query, rank_list_records
 from motarfuse.engine.extractor import encode, encode_tracklets
 from motarfuse.engine.outputs import make_folder, write_json
+from motarfuse.engine.protocol_choice import AUTO, choose_protocol, compare_with_published
 from motarfuse.engine.settings import require_positive
 from motarfuse.engine.sources import open_store
 from motarfuse.errors import ConfigError, DataError, TrainingError
@@ -32,6 +35,7 @@ from motarfuse.retrieval import (
     rank_lists,
     select_queries,
 )
+from motarfuse.retrieval.protocols import get_protocol, protocol_name
 
 TOP_K = 10
 
@@ -57,6 +61,11 @@ class Evaluation:
     def score(self) -> str:
         """What ``metrics`` is of: feature, parts or sum."""
         return str(self.record["score"])
+
+    @property
+    def protocol(self) -> str:
+        """What was counted."""
+        return str(self.record["manifest"]["protocol"]["name"])
 
     @property
     def scores(self) -> dict[str, dict[str, Any]]:
@@ -135,6 +144,7 @@ def evaluate_model(
     step: int,
     device: torch.device,
     precision: str = "fp32",
+    details: Details | None = None,
 ) -> Evaluation:
     """Encodes query and gallery and scores them, by each score that the network gives.
 
@@ -145,6 +155,7 @@ def evaluate_model(
         step: Training step of the weights, for the record.
         device: Where to compute.
         precision: Autocast type.
+        details: What else to find out; None: nothing.
 
     Raises:
         ConfigError: A score of parts is wanted of a network that has none.
@@ -152,10 +163,12 @@ def evaluate_model(
         TrainingError: Features are not finite.
     """
     check_evaluation(config)
+    details = Details() if details is None else details
+    protocol = choose_protocol(config.protocol, subject.dataset)
     query_store, gallery_store = subject.stores
     sides = []
     for title, store in (("query", query_store), ("gallery", gallery_store)):
-        options: dict[str, Any] = {
+        encoding: dict[str, Any] = {
             "batch_size": config.batch_size,
             "device": device,
             "precision": precision,
@@ -163,9 +176,9 @@ def evaluate_model(
             "description": f"{subject.name}: {title}",
         }
         if isinstance(store, ClipStore):
-            features, kept = encode_tracklets(model, store, subject.sampling, **options)
+            features, kept = encode_tracklets(model, store, subject.sampling, **encoding)
         else:
-            features, kept = encode(model, store, **options)
+            features, kept = encode(model, store, **encoding)
         if config.score in ("parts", "sum") and not features.has_parts:
             raise ConfigError(
                 f"evaluation.score is {config.score}, but this network has no parts; supported are auto and feature"
@@ -185,11 +198,19 @@ def evaluate_model(
     try:
         for score in given:
             results[score] = evaluate(
-                query, gallery, *pids, *camids, protocol=config.protocol, metric=config.metric, score=score
+                query,
+                gallery,
+                *pids,
+                *camids,
+                protocol=protocol,
+                metric=config.metric,
+                score=score,
+                average_precision=details.average_precision,
             )
     except ValueError as error:
         raise DataError(f"{subject.dataset.root}: {error}") from error
     result = results[chosen]
+    options: dict[str, Any] = {"protocol": protocol, "metric": config.metric, "score": chosen}
     lists = rank_lists(
         query,
         gallery,
@@ -197,26 +218,24 @@ def evaluate_model(
         *camids,
         k=TOP_K,
         queries=select_queries(result.average_precision),
-        protocol=config.protocol,
-        metric=config.metric,
-        score=chosen,
+        **options,
     )
     root = _base(subject)
 
     unreadable = [item for store in subject.stores for item in store.skipped]
-    details = result.to_dict()
+    found = result.to_dict()
     record = {
         "name": subject.name,
         "dataset": subject.dataset.name,
         "root": str(root.resolve()),
         "step": step,
         "score": chosen,
-        "metrics": details["metrics"],
-        "cmc": details["cmc"],
-        "scores": {score: {**found.metrics, "cmc": found.to_dict()["cmc"]} for score, found in results.items()},
-        "queries": {score: _per_query(found, pids[0]) for score, found in results.items()},
+        "metrics": found["metrics"],
+        "cmc": found["cmc"],
+        "scores": {score: {**one.metrics, "cmc": one.to_dict()["cmc"]} for score, one in results.items()},
+        "queries": {score: per_query(one) for score, one in results.items()},
         "manifest": {
-            **details["manifest"],
+            **found["manifest"],
             "motarfuse": __version__,
             "dataset": {
                 "kind": subject.dataset.kind,
@@ -231,44 +250,11 @@ def evaluate_model(
                 **({"clips": subject.sampling.to_dict()} if subject.has_tracklets else {}),
             },
         },
-        "rank_lists": [
-            {
-                "query": _path(query_records[found.query], root),
-                "query_pid": query_records[found.query].pid,
-                "query_camid": query_records[found.query].camid,
-                "average_precision": float(result.average_precision[found.query]),
-                "entries": [
-                    {
-                        "path": _path(gallery_records[index], root),
-                        "pid": gallery_records[index].pid,
-                        "camid": gallery_records[index].camid,
-                        "score": float(score),
-                        "match": bool(match),
-                    }
-                    for index, score, match in zip(found.indices, found.scores, found.matches, strict=True)
-                ],
-            }
-            for found in lists
-        ],
+        "rank_lists": rank_list_records(lists, result, query_records, gallery_records, root),
+        "notes": compare_with_published(result, subject.dataset),
+        **describe(details, result, (query, gallery, *pids, *camids), options, subject.dataset, query_records),
     }
-    return Evaluation(subject.name, details["metrics"], record)
-
-
-def _per_query(result: EvaluationResult, pids: np.ndarray) -> dict[str, list[int] | list[float]]:
-    """What was found for each valid query, in the queries' order."""
-    valid = result.first_rank > 0
-    return {
-        "pid": pids[valid].tolist(),
-        "average_precision": [round(value, 6) for value in result.average_precision[valid].tolist()],
-        "inp": [round(value, 6) for value in result.inp[valid].tolist()],
-        "first_rank": result.first_rank[valid].tolist(),
-    }
-
-
-def _path(record: ImageRecord | Tracklet, root: Path) -> str:
-    """The image's path below the dataset's root where it is, else absolute; always with slashes."""
-    inside = record.path.is_relative_to(root)
-    return (record.path.relative_to(root) if inside else record.path.resolve()).as_posix()
+    return Evaluation(subject.name, found["metrics"], record)
 
 
 def check_evaluation(config: EvaluationConfig) -> None:
@@ -278,7 +264,7 @@ def check_evaluation(config: EvaluationConfig) -> None:
         ConfigError: An unknown protocol, metric or score, or a score of parts under a metric but cosine.
     """
     for key, value, known in (
-        ("protocol", config.protocol, sorted(PROTOCOLS)),
+        ("protocol", protocol_name(config.protocol), (AUTO, *sorted(PROTOCOLS))),
         ("metric", config.metric, METRICS),
         ("score", config.score, ("auto", *SCORES)),
     ):
@@ -311,7 +297,7 @@ def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationCon
         found = (
             record["step"],
             record["root"],
-            manifest["protocol"]["name"],
+            (manifest["protocol"]["name"], manifest["protocol"]["average_precision"]),
             manifest["metric"],
             manifest["features"]["flip"],
             manifest["features"].get("clips"),
@@ -327,7 +313,9 @@ def read_evaluation(run_dir: Path, subject: EvaluationSet, config: EvaluationCon
     score = best if config.score == "auto" else config.score
     clips = subject.sampling.to_dict() if subject.has_tracklets else None
     layout = (subject.dataset.variant, _splits_of(subject))
-    wanted = (step, str(_base(subject).resolve()), config.protocol, config.metric, config.flip, clips, *layout, score)
+    rules = get_protocol(choose_protocol(config.protocol, subject.dataset))
+    protocol = (rules.name, rules.average_precision)
+    wanted = (step, str(_base(subject).resolve()), protocol, config.metric, config.flip, clips, *layout, score)
     return Evaluation(subject.name, metrics, record) if found == wanted else None
 
 
@@ -349,7 +337,7 @@ def evaluate_checkpoint(
     *,
     kind: str = "auto",
     name: str = "test",
-    protocol: str = "market1501",
+    protocol: str = AUTO,
     metric: Literal["cosine", "euclidean"] = "cosine",
     score: Literal["auto", "feature", "parts", "sum"] = "auto",
     batch_size: int = 128,
@@ -358,6 +346,7 @@ def evaluate_checkpoint(
     precision: str = "fp32",
     workers: int = 2,
     sampling: ClipSampling | None = None,
+    details: Details | None = None,
     out: str | Path | None = None,
 ) -> Evaluation:
     """Evaluates a checkpoint on a dataset.
@@ -366,9 +355,11 @@ def evaluate_checkpoint(
         checkpoint: A run's folder, a checkpoint's, or the name of a packaged network.
         root, kind: The dataset.
         name: Name of the evaluation, and of the file it is written to.
-        protocol, metric, score: What is counted, how features are compared, and which score the results are of.
+        protocol, metric, score: What is counted (``auto``: as is usual for the dataset's kind), how features are
+            compared, and which score the results are of.
         batch_size, flip, device, precision, workers: How images are encoded.
         sampling: Which frames of tracklets are seen; None: all, in clips of 8.
+        details: What else to find out: breakdowns, intervals, ROC.
         out: Run folder in which ``evaluations/<name>.json`` is written; None writes nothing.
 
     Raises:
@@ -384,7 +375,9 @@ def evaluate_checkpoint(
     data = DataConfig(workers=workers, cache="disk")
     subject = EvaluationSet(name, load_any_dataset(root, kind), model.image_size, data, sampling)  # type: ignore[arg-type]
     try:
-        evaluation = evaluate_model(model, subject, config, step=metadata["step"], device=target, precision=precision)
+        evaluation = evaluate_model(
+            model, subject, config, step=metadata["step"], device=target, precision=precision, details=details
+        )
     finally:
         subject.close()
     if out is not None:

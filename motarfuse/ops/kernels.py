@@ -142,17 +142,20 @@ class KernelFamily:
         return Kernels(**overloads)
 
     def _native_unavailable(self, device_type: str) -> list[str]:
-        # Asked once, at import: neither dlopen nor the dispatcher's tables can be traced by torch.compile.
-        if not _native.load_operators():
-            return [f"motarfuse._C is not loaded: {_native.status().operators_error}"]
-        key = device_type.upper()
-        for direction in self._schemas:
-            qualified = f"{NAMESPACE}::{self.operator}_{direction}"
-            if not torch._C._dispatch_has_kernel_for_dispatch_key(qualified, key):
-                return [
-                    f"motarfuse._C was built without {key} code; run `motarfuse build` where the toolkit is installed"
-                ]
+        return native_unavailable([f"{self.operator}_{direction}" for direction in self._schemas], device_type)
+
+
+def native_unavailable(names: Sequence[str], device_type: str) -> list[str]:
+    """Why ``_C`` lacks these operators (names without the namespace) for ``"cpu"`` or ``"cuda"``; empty if it has them.
+
+    To be asked once, at import: neither dlopen nor the dispatcher's tables can be traced by torch.compile.
+    """
+    if not _native.load_operators():
+        return [f"motarfuse._C is not loaded: {_native.status().operators_error}"]
+    key = device_type.upper()
+    if all(torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key) for name in names):
         return []
+    return [f"motarfuse._C was built without {key} code; run `motarfuse build` where the toolkit is installed"]
 
 
 @torch.compiler.assume_constant_result

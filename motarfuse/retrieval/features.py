@@ -75,6 +75,10 @@ class PersonFeatures:
         """Features of some of the images."""
         return PersonFeatures.from_tensors({name: tensor[rows] for name, tensor in self.tensors.items()})
 
+    def to(self, device: torch.device | str) -> PersonFeatures:
+        """The same on a device."""
+        return PersonFeatures.from_tensors({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
     def is_finite(self) -> bool:
         """Whether no value is NaN or infinite."""
         return all(bool(torch.isfinite(tensor).all()) for tensor in self.tensors.values())
@@ -93,12 +97,12 @@ def as_people(features: Any, name: str) -> PersonFeatures:
         ValueError: Another rank, empty, parts of other people or on another device.
     """
     if not isinstance(features, PersonFeatures):
-        return PersonFeatures(_as_floats(features, name, 2))
+        return PersonFeatures(as_floats(features, name, 2))
     if features.part_features is None:
-        return PersonFeatures(_as_floats(features.feature, f"{name}.feature", 2))
-    feature = _as_floats(features.feature, f"{name}.feature", 2)
-    parts = _as_floats(features.part_features, f"{name}.part_features", 3)
-    visibility = _as_floats(features.part_visibility, f"{name}.part_visibility", 2)
+        return PersonFeatures(as_floats(features.feature, f"{name}.feature", 2))
+    feature = as_floats(features.feature, f"{name}.feature", 2)
+    parts = as_floats(features.part_features, f"{name}.part_features", 3)
+    visibility = as_floats(features.part_visibility, f"{name}.part_visibility", 2)
     if parts.shape[0] != feature.shape[0]:
         raise ValueError(
             f"{name}.part_features: got shape {tuple(parts.shape)} for {feature.shape[0]} rows of features"
@@ -116,8 +120,8 @@ def as_people(features: Any, name: str) -> PersonFeatures:
     return PersonFeatures(feature, parts, visibility)
 
 
-def _as_floats(features: Any, name: str, rank: int) -> Tensor:
-    """A tensor of floating-point values of this rank, none of its sides 0."""
+def as_floats(features: Any, name: str, rank: int) -> Tensor:
+    """Validates: a tensor of floating-point values of this rank, none of its sides 0."""
     if isinstance(features, np.ndarray):
         if features.dtype.kind != "f" or features.dtype.itemsize > 8:
             raise TypeError(f"{name}: got an array of {features.dtype}, supported are float16, float32 and float64")
@@ -141,6 +145,8 @@ def _as_floats(features: Any, name: str, rank: int) -> Tensor:
 
 def check_finite(features: Tensor, name: str) -> None:
     """Raises ``ValueError`` with the rows that hold NaN or infinite values."""
+    if all(bool(torch.isfinite(end)) for end in torch.aminmax(features)):  # one pass; NaN goes through it
+        return
     bad = (~torch.isfinite(features)).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(

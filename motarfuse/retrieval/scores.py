@@ -136,11 +136,11 @@ class ScoreBlocks:
         people = (as_people(query, "query"), as_people(gallery, "gallery"))
         self.metric = metric
         self.score = choose_score(score, metric, query_parts=people[0].has_parts, gallery_parts=people[1].has_parts)
-        _check_pair(*people, self.score)
+        check_pair(*people, self.score)
         feature = people[0].feature
         self.dtype = torch.float64 if feature.dtype == torch.float64 else torch.float32
         self.width = 0 if self.score == "parts" else feature.shape[1]
-        self.parts = _part_shape(people[0]) if self.score != "feature" else (0, 0)
+        self.parts = part_shape(people[0]) if self.score != "feature" else (0, 0)
         product_dtype = torch.float64 if metric == "euclidean" else self.dtype
         # Apple's GPUs have no double precision.
         on_cpu = product_dtype == torch.float64 and feature.device.type == "mps"
@@ -249,13 +249,13 @@ class ScoreBlocks:
         }
 
 
-def _part_shape(people: PersonFeatures) -> tuple[int, int]:
+def part_shape(people: PersonFeatures) -> tuple[int, int]:
     """(parts, values a part)."""
     _, count, width = people.require_parts()[0].shape
     return count, width
 
 
-def _check_pair(query: PersonFeatures, gallery: PersonFeatures, score: str) -> None:
+def check_pair(query: PersonFeatures, gallery: PersonFeatures, score: str) -> None:
     """Raises for what a score reads of two sides that do not fit each other, or holds values that cannot be ranked."""
     if query.feature.shape[1] != gallery.feature.shape[1]:
         raise ValueError(
@@ -270,9 +270,9 @@ def _check_pair(query: PersonFeatures, gallery: PersonFeatures, score: str) -> N
         raise ValueError(
             f"query and gallery: got devices {query.feature.device} and {gallery.feature.device}; move one of them"
         )
-    if score != "feature" and _part_shape(query) != _part_shape(gallery):
+    if score != "feature" and part_shape(query) != part_shape(gallery):
         raise ValueError(
-            f"query and gallery: got parts of shape {_part_shape(query)} and {_part_shape(gallery)} "
+            f"query and gallery: got parts of shape {part_shape(query)} and {part_shape(gallery)} "
             "(parts, values a part); both need the same"
         )
     for name, people in (("query", query), ("gallery", gallery)):

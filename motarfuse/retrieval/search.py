@@ -11,7 +11,9 @@ from torch import Tensor
 
 from motarfuse.retrieval.labels import as_labels, as_tensor, match_pairs
 from motarfuse.retrieval.protocols import Protocol, get_protocol
-from motarfuse.retrieval.scores import ScoreBlocks
+from motarfuse.retrieval.ranks import top_k
+from motarfuse.retrieval.tiles import ScoreTiles
+from motarfuse.retrieval.where import Labels, Where, resolve
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,29 @@ class RankList:
 
 
 def search(
-    query: Any, gallery: Any, k: int, *, metric: str = "cosine", score: str = "auto", block: int | None = None
+    query: Any,
+    gallery: Any,
+    k: int,
+    *,
+    metric: str = "cosine",
+    score: str = "auto",
+    mask: Any = None,
+    where: Where | None = None,
+    query_labels: Labels | None = None,
+    gallery_labels: Labels | None = None,
+    storage: str | None = None,
+    block: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The ``k`` best gallery entries of each query, exactly: argtop_k q.g / (|q| |g|), or argmin_k |q - g|.
 
-    With parts also the visibility-weighted part score, and its sum with the cosine (:func:`evaluate`, ``score``).
+    With parts also the visibility-weighted part score, and its sum with the cosine (:func:`evaluate`, ``score``); with
+    ``mask`` cos(q, m * g), each query's own weighting of the gallery's features.
 
-    Of equal scores the entry with the lower gallery index comes first, also where the k-th place falls among them.
-    Memory beyond one copy of the features: one block of ``block`` x gallery scores. 2 Q G d FLOP, and
-    2 Q G L (d' + 1) for L parts of width d'.
+    An order is decided by float64 sums over the features as float32, in a fixed order of additions: it is the same on
+    every device, for every block size. Of equal scores the entry with the lower gallery index comes first, also where
+    the k-th place falls among them. Scores of queries x gallery are never in memory: a tile at a time (2 MiB on a CPU),
+    one packed copy of the features, or pieces of it where a quarter of the free memory does not hold it, and the
+    results. 2 Q G d FLOP, 2 Q G L (d' + 1) for L parts of width d', 4 Q G d with a mask.
 
     Args:
         query: (Q, d) tensor or array of fp16, bf16, fp32 or fp64, on any device; or ``PersonFeatures``.
@@ -48,39 +64,42 @@ def search(
         k: Results a query, 1 to G.
         metric: ``cosine`` or ``euclidean``.
         score: ``feature``, ``parts``, ``sum`` or ``auto``, as in ``evaluate``.
-        block: Queries at a time; None takes about 32 MiB of scores.
+        mask: (Q, d) values in [0, 1], of the query's dtype; cosine of features only.
+        where: Which entries may be found, by camera, time and identity; they are not even compared where that is known
+            beforehand, and take no place among the k otherwise.
+        query_labels, gallery_labels: What ``where`` asks for.
+        storage: ``float16`` or ``bfloat16`` keeps the packed features in that type, half the memory, and ranks exactly
+            what is kept; :func:`storage_changes` measures what that changes.
+        block: Queries at a time; None chooses. The results do not depend on it.
 
     Returns:
         scores (Q, k), fp32 (fp64 for fp64 features), best first: similarities, falling, or Euclidean distances, rising;
-        and indices (Q, k), int64, into the gallery. Both on the features' device.
+        and indices (Q, k), int64, into the gallery. Both on the features' device. Where fewer than k entries fulfil
+        ``where``, the last places hold index -1 and -inf (inf for distances).
 
     Raises:
         TypeError: Features that are not floating point or of two dtypes; ``k`` that is not an integer.
         ValueError: Wrong or unequal shapes, an empty query or gallery, NaN or infinite features (the rows are named),
-            visibilities outside [0, 1], ``k`` outside 1..G, an unknown metric or score, a score of parts without parts.
+            visibilities or masks outside [0, 1], ``k`` outside 1..G, an unknown metric, score or storage, a score of
+            parts without parts, labels that ``where`` needs and that are not given.
+
+    Source of the mask: Tan et al. 2022, "Dynamic Prototype Mask for Occluded Person Re-Identification".
     """
-    blocks = ScoreBlocks(query, gallery, metric=metric, score=score, block=block)
+    tiles = ScoreTiles(query, gallery, metric=metric, score=score, mask=mask, storage=storage, block=block)
     if isinstance(k, bool) or not isinstance(k, int | np.integer):
         raise TypeError(f"k: got {type(k).__name__}, supported is an integer")
-    if not 1 <= k <= blocks.shape[1]:
-        raise ValueError(f"k: got {k}, supported are 1 to {blocks.shape[1]}, the size of the gallery")
-    results = [_top_k(scores, int(k)) for _, scores in blocks.blocks()]
-    scores = torch.cat([values for values, _ in results])
-    return blocks.public(scores), torch.cat([indices for _, indices in results])
-
-
-def _top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row in order, ties by lowest index, which ``torch.topk`` leaves open."""
-    # One more than asked for shows whether equal scores straddle the last place, where topk may take any of them.
-    values, indices = torch.topk(scores, min(k + 1, scores.shape[1]), dim=1)
-    split = (values[:, k - 1] == values[:, -1]).nonzero().flatten() if values.shape[1] > k else indices.new_empty(0)
-    values, indices = values[:, :k], indices[:, :k]
-    for some in split.split(64):
-        ordered, order = torch.sort(scores[some], dim=1, descending=True, stable=True)
-        values[some], indices[some] = ordered[:, :k], order[:, :k]
-    indices, by_index = indices.sort(dim=1)
-    values, by_value = values.gather(1, by_index).sort(dim=1, descending=True, stable=True)
-    return values, indices.gather(1, by_value)
+    if not 1 <= k <= tiles.shape[1]:
+        raise ValueError(f"k: got {k}, supported are 1 to {tiles.shape[1]}, the size of the gallery")
+    if where is None:
+        values, indices, _ = top_k(tiles, int(k))
+        return tiles.public(values), indices
+    kept, rules = resolve(where, query_labels, gallery_labels, tiles.shape, tiles.device)
+    places = torch.from_numpy(np.flatnonzero(kept)).to(tiles.device)
+    tiles.select_gallery(places)
+    values, indices, _ = top_k(tiles, int(k), rules=rules)
+    if len(places):
+        indices = torch.where(indices >= 0, places[indices.clamp(min=0)], -1)
+    return tiles.public(values), indices
 
 
 def rank_lists(
@@ -110,8 +129,8 @@ def rank_lists(
         TypeError, ValueError: As ``evaluate``; also a ``k`` below 1 or a query row that does not exist.
     """
     rules = get_protocol(protocol)
-    blocks = ScoreBlocks(query, gallery, metric=metric, score=score, block=block)
-    num_query, num_gallery = blocks.shape
+    tiles = ScoreTiles(query, gallery, metric=metric, score=score, block=block)
+    num_query, num_gallery = tiles.shape
     pids = as_labels(query_pids, "query_pids", num_query)
     matched = as_labels(gallery_pids, "gallery_pids", num_gallery)
     pairs = match_pairs(
@@ -128,19 +147,18 @@ def rank_lists(
         raise ValueError(f"queries: got rows {chosen.min()} to {chosen.max()}, supported are 0 to {num_query - 1}")
     if k < 1:
         raise ValueError(f"k: got {k}, supported is at least 1")
-    blocks.select_gallery(torch.from_numpy(pairs.kept))
-    lists: list[RankList] = []
     if chosen.size == 0:
-        return lists
-    for rows, scores in blocks.blocks(torch.from_numpy(chosen.astype(np.int64))):
-        row, column, junk = pairs.of(rows.numpy())
-        scores[as_tensor(row[junk], scores.device), as_tensor(column[junk], scores.device)] = -torch.inf
-        values, indices = _top_k(scores, min(k, scores.shape[1]))
-        counted = values > -torch.inf
-        for i, query_row in enumerate(rows.tolist()):
-            kept = pairs.kept[indices[i][counted[i]].cpu().numpy()]
-            shown = blocks.public(values[i][counted[i]]).cpu().numpy()
-            lists.append(RankList(query_row, kept, shown, matched[kept] == pids[query_row]))
+        return []
+    chosen = chosen.astype(np.int64)
+    tiles.select_gallery(torch.from_numpy(pairs.kept))
+    starts, left_out = (as_tensor(array, tiles.device) for array in pairs.left_out(chosen))
+    values, indices, filled = top_k(tiles, min(k, tiles.shape[1]), torch.from_numpy(chosen), starts, left_out)
+    shown = tiles.public(values).cpu().numpy()
+    lists = []
+    for i, query_row in enumerate(chosen.tolist()):
+        count = int(filled[i])
+        kept = pairs.kept[indices[i, :count].cpu().numpy()]
+        lists.append(RankList(query_row, kept, shown[i, :count], matched[kept] == pids[query_row]))
     return lists
 
 

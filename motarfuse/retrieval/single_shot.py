@@ -2,60 +2,94 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-from torch import Tensor
 
 SEED = 0
 """Of the draws, with the query's index: the same for every block size, device and run."""
+# Pairs whose scores are asked for at once: 24 bytes each.
+_PAIRS = 1 << 20
+
+PairScores = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+def draw_galleries(
+    gallery_pids: np.ndarray, query_pid: int, query: int, left_out: np.ndarray, draws: int
+) -> tuple[np.ndarray, int]:
+    """One random entry of each identity for a query, several times.
+
+    Args:
+        gallery_pids: (G,) identities.
+        query_pid: The query's identity, which has an entry that counts.
+        query: Its index, which seeds the draws.
+        left_out: Gallery columns that do not count for it.
+        draws: How many galleries.
+
+    Returns:
+        (draws, identities) gallery columns, by rising identity, those without an entry that counts absent; and the
+        place of the query's own identity.
+    """
+    order = np.argsort(gallery_pids, kind="stable")
+    lots = np.random.default_rng([SEED, query]).random((draws, len(order)))
+    counts = np.ones(len(order), dtype=bool)
+    counts[left_out] = False
+    lots[:, ~counts[order]] = -1.0
+    identities, starts, sizes = np.unique(gallery_pids[order], return_index=True, return_counts=True)
+    best = np.maximum.reduceat(lots, starts, axis=1)  # (draws, identities)
+    there = best[0] >= 0
+    # The first of equal lots, so that an identity never gets two entries.
+    place = np.where(lots == np.repeat(best, sizes, axis=1), np.arange(len(order)), len(order))
+    drawn = order[np.minimum.reduceat(place, starts, axis=1)[:, there]]
+    return drawn, int(np.searchsorted(identities[there], query_pid))
 
 
 def first_ranks_of_draws(
-    scores: Tensor, gallery_pids: np.ndarray, query_pids: np.ndarray, queries: np.ndarray, draws: int
+    pair_scores: PairScores,
+    gallery_pids: np.ndarray,
+    query_pids: np.ndarray,
+    queries: np.ndarray,
+    left_out: tuple[np.ndarray, np.ndarray],
+    draws: int,
+    ties: str = "stable",
 ) -> np.ndarray:
     """Rank of a query's own identity among one random entry of each identity, for several draws.
 
     rank = 1 + #{drawn g : s_g > s_p} + #{drawn g : s_g = s_p and g < p}, p the entry drawn of the query's identity.
-    Each query draws anew. O(draws G) time a query and as much memory.
+    Each query draws anew, before any score is looked at, and only pairs that were drawn are scored: O(draws G) time a
+    query for the lots.
 
     Args:
-        scores: (n, G) similarities; -inf for entries that do not count for the query and are never drawn.
+        pair_scores: Scores (m,) of the pairs of query indices (m,) and gallery columns (m,), larger is better.
         gallery_pids: (G,) identities.
         query_pids: (n,) identities; each has an entry that counts.
         queries: (n,) indices of the queries, which seed the draws.
+        left_out: (n + 1,) where each query's begin, and the gallery columns that do not count for it.
         draws: How many galleries.
+        ties: ``stable``; ``pessimistic`` and ``optimistic`` put p behind or before all entries of its score.
 
     Returns:
         (n, draws) int64, ranks from 1.
     """
-    rows = scores.cpu().numpy()
-    order = np.argsort(gallery_pids, kind="stable")
-    identities, starts, sizes = np.unique(gallery_pids[order], return_index=True, return_counts=True)
-    own = np.searchsorted(identities, query_pids)
+    starts, columns = left_out
     ranks = np.empty((len(queries), draws), dtype=np.int64)
+    waiting: list[tuple[int, np.ndarray, int]] = []
+    size = 0
     for place, query in enumerate(queries.tolist()):
-        row = rows[place][order]  # (G,) by identity
-        lots = np.random.default_rng([SEED, query]).random((draws, len(row)))
-        lots[:, ~np.isfinite(row)] = -1.0
-        best = np.maximum.reduceat(lots, starts, axis=1)  # (draws, identities)
-        # The first of equal lots, so that an identity never gets two entries.
-        drawn = np.stack(
-            [starts + _first_equal(lots[draw], np.repeat(best[draw], sizes), starts) for draw in range(draws)]
-        )
-        values = row[drawn]  # -inf where none of the identity's entries counts
-        target, entry = values[:, own[place], None], order[drawn[:, own[place], None]]
-        before = (values > target) | ((values == target) & (order[drawn] < entry))
-        ranks[place] = 1 + before.sum(axis=1)
+        gone = columns[starts[place] : starts[place + 1]]
+        waiting.append((place, *draw_galleries(gallery_pids, int(query_pids[place]), query, gone, draws)))
+        size += waiting[-1][1].size
+        if size < _PAIRS and place + 1 < len(queries):
+            continue
+        rows = np.repeat(queries[[one[0] for one in waiting]], [one[1].size for one in waiting])
+        scores = pair_scores(rows, np.concatenate([one[1].ravel() for one in waiting]))
+        for one, drawn, own in waiting:
+            values, scores = scores[: drawn.size].reshape(drawn.shape), scores[drawn.size :]
+            target, entry = values[:, own, None], drawn[:, own, None]
+            before = values > target
+            if ties != "optimistic":
+                equal = values == target
+                before |= equal & ((drawn < entry) if ties == "stable" else (drawn != entry))
+            ranks[one] = 1 + before.sum(axis=1)
+        waiting, size = [], 0
     return ranks
-
-
-def _first_equal(lots: np.ndarray, best: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """Offset within each group of its first entry that has the group's best lot."""
-    position = np.where(lots == best, np.arange(len(lots)), len(lots))
-    first: np.ndarray = np.minimum.reduceat(position, starts) - starts
-    return first
-
-
-def share_found(ranks: np.ndarray, longest: int) -> np.ndarray:
-    """CMC over queries and draws: (longest,) shares of (n, draws) ranks that are k or better, k = 1, 2, ..."""
-    hits = np.bincount(np.minimum(ranks.ravel(), longest + 1), minlength=longest + 2)[1 : longest + 1]
-    return hits.cumsum() / ranks.size

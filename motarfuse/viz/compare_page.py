@@ -11,7 +11,6 @@ from statistics import median
 import numpy as np
 
 from motarfuse import __version__
-from motarfuse.engine.bootstrap import CONFIDENCE, MIN_IDENTITIES
 from motarfuse.engine.compare_file import slug_of
 from motarfuse.engine.compare_results import BASES, Basis, Difference, Results
 from motarfuse.engine.compare_tables import (
@@ -26,6 +25,7 @@ from motarfuse.engine.compare_tables import (
     time_table,
 )
 from motarfuse.engine.outputs import make_folder, write_bytes
+from motarfuse.retrieval.bootstrap import CONFIDENCE, MIN_IDENTITIES
 from motarfuse.viz.charts import DASHES, Series, format_percent, line_chart
 from motarfuse.viz.interval_chart import Interval, interval_chart
 from motarfuse.viz.page import page

@@ -108,6 +108,43 @@ def test_a_result_whose_file_is_gone_is_drawn_grey_and_said(
     assert (tmp_path / "rank.jpg").is_file()
 
 
+def test_cameras_are_chosen_and_left_out(work: Path, query: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (work / "features" / "table.csv").open(newline="") as lines:
+        size = len(list(csv.DictReader(lines)))
+
+    def found(*arguments: str) -> list[dict[str, int]]:
+        assert main(["search", str(query), str(work / "features"), "-k", str(size), "--json", *arguments]) == 0
+        results: list[dict[str, int]] = json.loads(capsys.readouterr().out)["results"]
+        return results
+
+    everything = found()
+    assert {result["camid"] for result in everything} == {0, 1, 2}
+    for arguments, wanted in (
+        (("--camera", "1"), {1}),
+        (("--camera", "0", "2"), {0, 2}),
+        (("--not-camera", "0"), {1, 2}),
+    ):
+        expected = [result["path"] for result in everything if result["camid"] in wanted]
+        results = found(*arguments)
+        assert [result["path"] for result in results] == expected
+        assert [result["rank"] for result in results] == list(range(1, len(expected) + 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--camera", "9"), "--camera 9: "),
+        (("--not-camera", "7"), "--not-camera 7: "),
+        (("--not-camera", "0", "1", "2"), "holds images of these cameras only"),
+    ],
+)
+def test_cameras_that_leave_nothing_are_an_error(
+    work: Path, query: Path, arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", str(query), str(work / "features"), "--json", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_features_of_another_model_are_an_error(
     work: Path, query: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

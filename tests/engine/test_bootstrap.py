@@ -7,7 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from motarfuse.engine.bootstrap import MIN_IDENTITIES, paired_bootstrap, student_quantile
+from motarfuse.engine.bootstrap import paired_bootstrap
+from motarfuse.retrieval.bootstrap import MIN_IDENTITIES, student_quantile
 
 
 def people(identities: int, queries: int = 8) -> np.ndarray:

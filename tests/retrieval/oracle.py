@@ -48,28 +48,47 @@ def part_scores(
     return scores
 
 
+def trapezoid(right: list[bool]) -> float:
+    """Average precision as the MATLAB evaluators do it: one entry after the other, areas under precision by recall."""
+    total, found, old_recall, old_precision, area = sum(right), 0, 0.0, 1.0, 0.0
+    for place, is_right in enumerate(right):
+        found += is_right
+        recall, precision = found / total, found / (place + 1)
+        area += (recall - old_recall) * (old_precision + precision) / 2
+        old_recall, old_precision = recall, precision
+    return area
+
+
 def evaluate(
     scores: np.ndarray,
     query_pids: np.ndarray,
     gallery_pids: np.ndarray,
     query_camids: np.ndarray,
     gallery_camids: np.ndarray,
+    *,
+    cameras: bool = True,
+    itself: bool = False,
+    average_precision: str = "step",
+    ties: str = "stable",
 ) -> Expected:
-    """The Market-1501 protocol on given scores."""
+    """A protocol on given scores: that of Market-1501, or all against all (no ``cameras``, without ``itself``)."""
     precisions, penalties = np.full(len(scores), np.nan), np.full(len(scores), np.nan)
     first, hits = np.zeros(len(scores), np.int64), []
     for i in range(len(scores)):
-        order = [int(j) for j in np.argsort(-scores[i], kind="stable")]
+        same = gallery_pids == query_pids[i]
+        later = {"stable": 0 * same, "pessimistic": same, "optimistic": ~same}[ties]
+        order = [int(j) for j in np.lexsort((np.arange(len(same)), later, -scores[i]))]
         right = []
         for j in order:
-            same_camera = gallery_camids[j] == query_camids[i] and query_camids[i] != -1
-            if gallery_pids[j] == -1 or (gallery_pids[j] == query_pids[i] and same_camera):
+            same_camera = cameras and gallery_camids[j] == query_camids[i] and query_camids[i] != -1
+            if gallery_pids[j] == -1 or (same[j] and same_camera) or (itself and i == j):
                 continue
-            right.append(bool(gallery_pids[j] == query_pids[i]))
+            right.append(bool(same[j]))
         if not any(right):
             continue
         ranks = [position + 1 for position, is_right in enumerate(right) if is_right]
-        precisions[i] = sum((found + 1) / rank for found, rank in enumerate(ranks)) / len(ranks)
+        step = sum((found + 1) / rank for found, rank in enumerate(ranks)) / len(ranks)
+        precisions[i] = step if average_precision == "step" else trapezoid(right)
         penalties[i] = len(ranks) / ranks[-1]
         first[i] = ranks[0]
         hits.append([ranks[0] <= k for k in range(1, 51)])
