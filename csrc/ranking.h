@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "host_device.h"
@@ -111,17 +112,18 @@ struct Band {
   float low, high;
 };
 
+// The least float that is not below a number; infinity for NaN. By its bits: nextafterf takes a hundred times longer.
 MOTARFUSE_HOST_DEVICE float rounded_up(double value) {
-  const float nearest = static_cast<float>(value);
+  float nearest = static_cast<float>(value) + 0.0f;  // -0 becomes 0
   if (nearest != nearest) return std::numeric_limits<float>::infinity();
-  return static_cast<double>(nearest) < value ? nextafterf(nearest, INFINITY) : nearest;
+  int32_t bits;
+  memcpy(&bits, &nearest, sizeof(bits));
+  bits += static_cast<double>(nearest) < value ? (bits >> 31) | 1 : 0;
+  memcpy(&nearest, &bits, sizeof(bits));
+  return nearest;
 }
 
-MOTARFUSE_HOST_DEVICE float rounded_down(double value) {
-  const float nearest = static_cast<float>(value);
-  if (nearest != nearest) return -std::numeric_limits<float>::infinity();
-  return static_cast<double>(nearest) > value ? nextafterf(nearest, -INFINITY) : nearest;
-}
+MOTARFUSE_HOST_DEVICE float rounded_down(double value) { return -rounded_up(-value); }
 
 MOTARFUSE_HOST_DEVICE Band band_of(double threshold, float slack) {
   const double wide = static_cast<double>(slack);

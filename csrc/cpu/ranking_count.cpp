@@ -26,7 +26,7 @@ struct CountWork {
   std::vector<double> query;
   std::vector<float> low, high;      // of each threshold's band
   std::vector<int64_t> above, bins;  // above: entries before each threshold
-  std::vector<uint16_t> known;       // bits of the columns that are within no band
+  std::vector<uint8_t> passed;       // thresholds that each column's score is above
   std::vector<int64_t> columns;      // that are within the band of a threshold
   std::vector<double> scores;        // theirs, exact
 

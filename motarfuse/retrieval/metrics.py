@@ -13,7 +13,7 @@ from motarfuse.retrieval.labels import PairLabels, Pairs, as_tensor
 from motarfuse.retrieval.measures import CMC_RANKS, average_precisions, inverse_penalties, share_found
 from motarfuse.retrieval.protocols import Protocol, Ties, get_protocol
 from motarfuse.retrieval.ranks import count_ranks
-from motarfuse.retrieval.result import EvaluationResult as EvaluationResult
+from motarfuse.retrieval.result import EvaluationResult
 from motarfuse.retrieval.single_shot import SEED, first_ranks_of_draws
 from motarfuse.retrieval.tiles import ScoreTiles
 
@@ -37,6 +37,8 @@ def evaluate(
     score: str = "auto",
     average_precision: str | None = None,
     ties: str = "stable",
+    mask: Any = None,
+    storage: str | None = None,
     block: int | None = None,
 ) -> EvaluationResult:
     """mAP, CMC and mINP of queries against a gallery.
@@ -64,6 +66,8 @@ def evaluate(
             ``auto`` is the sum where both sides have parts and the metric is cosine, else the feature.
         average_precision: ``step`` or ``trapezoid`` in place of the protocol's own.
         ties: ``stable``; ``pessimistic`` ranks a positive behind, ``optimistic`` before, all negatives of its score.
+        mask: (Q, d) values in [0, 1], each query's own weighting of the gallery's features, as in ``search``.
+        storage: ``float16`` or ``bfloat16`` ranks features as they are kept in that type, as in ``search``.
         block: Queries at a time; None chooses. The result does not depend on it.
 
     Returns:
@@ -78,7 +82,7 @@ def evaluate(
     """
     rules = get_protocol(protocol, average_precision)
     check_ties(ties)
-    tiles = ScoreTiles(query, gallery, metric=metric, score=score, block=block)
+    tiles = ScoreTiles(query, gallery, metric=metric, score=score, mask=mask, storage=storage, block=block)
     labels = PairLabels.of(tiles.shape, query_pids, gallery_pids, query_camids, gallery_camids)
     pairs = labels.pairs(rules)
     num_query, num_gallery = tiles.shape

@@ -17,7 +17,7 @@ STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _PACKED_VALUES = 4 << 20
 _UNIT = 2.0**-24
 # Columns of a product whose result is added to the scores: matrix libraries take about as many at a time anyway.
-_STRIP = 384
+_STRIP = 392
 # Beyond these magnitudes squares leave float32: the rows are scaled by a power of two, which changes no digit.
 _LARGE, _SMALL = 2.0**30, 2.0**-30
 
@@ -150,10 +150,11 @@ class PackedRows:
             feature = self.people.feature[some].to(self.dtype)
             feature = feature * self.scale if self.scale != 1 else feature
             return feature.to(kept).contiguous()
-        count = len(range(*some.indices(len(self))))
-        rows = torch.empty(count, self.width, dtype=kept, device=self.device)
         unit_rows = ranking_functions(self.device).unit_rows
+        if self.form == "product" and self.storage is None:
+            return unit_rows(self.people.feature[some])[0]
         start, stop, _ = some.indices(len(self))
+        rows = torch.empty(stop - start, self.width, dtype=kept, device=self.device)
         # In pieces: parts are several times the features, and converting them takes more than one copy at a time.
         size = max(1, _PACKED_VALUES // self.width)
         for first in range(start, stop, size):

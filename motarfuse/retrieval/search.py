@@ -54,7 +54,7 @@ def search(
 
     An order is decided by float64 sums over the features as float32, in a fixed order of additions: it is the same on
     every device, for every block size. Of equal scores the entry with the lower gallery index comes first, also where
-    the k-th place falls among them. Scores of queries x gallery are never in memory: a tile at a time (2 MiB on a CPU),
+    the k-th place falls among them. Scores of queries x gallery are never in memory: a tile at a time (8 MiB on a CPU),
     one packed copy of the features, or pieces of it where a quarter of the free memory does not hold it, and the
     results. 2 Q G d FLOP, 2 Q G L (d' + 1) for L parts of width d', 4 Q G d with a mask.
 

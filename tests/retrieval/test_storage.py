@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from motarfuse.retrieval import search, storage_changes
+from motarfuse.retrieval import evaluate, search, storage_changes
 
 
 def clouds(width: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,3 +60,31 @@ def test_unknown_storage_is_named() -> None:
         search(*clouds(), 3, storage="int8")
     with pytest.raises(ValueError, match="storage: got 'float16' with a mask"):
         search(*clouds(), 3, storage="float16", mask=torch.ones(200, 64))
+
+
+def test_an_evaluation_ranks_what_is_kept_and_says_so() -> None:
+    generator = torch.Generator().manual_seed(0)
+    people = torch.randn(30, 32, generator=generator)
+    query, gallery = (people[rows % 30] + torch.randn(len(rows), 32, generator=generator) for rows in map(
+        torch.arange, (60, 600)
+    ))  # fmt: skip
+    labels = (torch.arange(60) % 30, torch.arange(600) % 30, torch.zeros(60, dtype=torch.int64), torch.ones(600).long())
+    exact, kept = (evaluate(query, gallery, *labels, storage=storage) for storage in (None, "bfloat16"))
+    rounded = [torch.nn.functional.normalize(side.double()).bfloat16().double() for side in (query, gallery)]
+    order = (rounded[0] @ rounded[1].T).sort(dim=1, descending=True, stable=True).indices
+    first = (labels[1][order] == labels[0][:, None]).int().argmax(dim=1) + 1
+    assert (torch.from_numpy(kept.first_rank) == first).double().mean() > 0.9
+    assert exact.mAP != kept.mAP == pytest.approx(exact.mAP, abs=0.01)
+    assert kept.manifest["storage"] == "bfloat16"
+    assert exact.manifest["sha256"] != kept.manifest["sha256"]
+
+
+def test_a_mask_of_ones_is_the_cosine_and_another_is_not() -> None:
+    query, gallery = clouds()
+    labels = (torch.arange(200) % 50, torch.arange(2000) % 50, torch.zeros(200).long(), torch.ones(2000).long())
+    plain = evaluate(query, gallery, *labels)
+    assert evaluate(query, gallery, *labels, mask=torch.ones_like(query)).mAP == pytest.approx(plain.mAP, rel=1e-4)
+    half = torch.ones_like(query)
+    half[:, 32:] = 0
+    masked = evaluate(query, gallery, *labels, mask=half)
+    assert masked.mAP == pytest.approx(evaluate(query[:, :32], gallery[:, :32], *labels).mAP, rel=1e-4)
