@@ -283,6 +283,6 @@ def _check_mask(mask: Any, query: PersonFeatures, metric: str, score: str) -> Te
 
 def _power_of_two(people: tuple[PersonFeatures, PersonFeatures], storage: str | None) -> float:
     """What brings the features' magnitudes near 1, as a power of two; 1 where they are ordinary."""
-    largest = max(float(side.feature.abs().max()) for side in people)
+    largest = max(abs(float(end)) for side in people for end in torch.aminmax(side.feature))
     ordinary = _SMALL <= largest <= (2.0**14 if storage == "float16" else _LARGE)
     return 1.0 if ordinary or largest == 0 else 2.0 ** -math.frexp(largest)[1]
