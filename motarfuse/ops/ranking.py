@@ -71,7 +71,7 @@ class Functions:
 
 
 def _example(device: torch.device) -> Request:
-    return Request(device, {"scores": torch.empty(512, 1024, device="meta")}, {})
+    return Request(device, {"scores": torch.empty(1, 1, device="meta")}, {})
 
 
 def _native(device_type: str) -> Backend:

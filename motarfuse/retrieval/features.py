@@ -169,14 +169,3 @@ def check_visibility(visibility: Tensor, name: str) -> None:
 def _rows(rows: list[int]) -> str:
     """The first of these rows, for an error."""
     return "row " + ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
-
-
-def unit_rows(features: Tensor) -> Tensor:
-    """Vectors of the last axis divided by their length; a zero vector stays zero.
-
-    Scaled by the largest value first: no square overflows.
-    """
-    largest = features.abs().amax(dim=-1, keepdim=True)
-    scaled = features / torch.where(largest > 0, largest, 1.0)
-    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
-    return scaled / torch.where(norm > 0, norm, 1.0)

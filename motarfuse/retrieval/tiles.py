@@ -165,7 +165,7 @@ class ScoreTiles:
         """Exact scores (m,) float64 of the pairs of query ``rows`` and gallery ``columns``, int64 each."""
         query = self._query.rows()
         found = torch.empty(len(rows), dtype=torch.float64, device=self.device)
-        rows, columns = rows.to(self.device), columns.to(self.device)
+        rows, columns = (places.to(self.device).contiguous() for places in (rows, columns))
         for first, piece in self._pieces():
             if len(piece) == len(self._gallery):
                 return self._exact(query, piece, rows, columns)

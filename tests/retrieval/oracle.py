@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from motarfuse.retrieval.tiles import ScoreTiles
 
 
 @dataclass
@@ -94,3 +98,9 @@ def evaluate(
         hits.append([ranks[0] <= k for k in range(1, 51)])
     mean_precision, mean_penalty = float(np.nanmean(precisions)), float(np.nanmean(penalties))
     return Expected(np.mean(hits, axis=0), mean_precision, mean_penalty, precisions, penalties, first)
+
+
+def table(scores: ScoreTiles) -> Tensor:
+    """(Q, G) float64, the exact score of every pair."""
+    rows, columns = torch.meshgrid(*(torch.arange(size, device=scores.device) for size in scores.shape), indexing="ij")
+    return scores.pair_scores(rows.flatten(), columns.flatten()).view(scores.shape)

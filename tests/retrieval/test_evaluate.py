@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from motarfuse.retrieval import EvaluationResult, evaluate
-from motarfuse.retrieval.scores import BLOCK_BYTES, METRICS, MIN_BLOCK, ScoreBlocks, later_copies
+from motarfuse.retrieval.scores import METRICS
+from motarfuse.retrieval.tiles import ScoreTiles
 from tests.retrieval import oracle
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -129,37 +130,8 @@ def test_copies_of_one_feature_tie_wherever_they_stand(
     one = torch.randn(13, width, generator=generator)
     gallery = one.repeat(copies, 1).to(dtype=dtype, device=device)
     query = torch.randn(rows, width, generator=generator).to(dtype=dtype, device=device)
-    blocks = ScoreBlocks(query, gallery, metric=metric)
-    for _, scores in blocks.blocks():
-        repeated = scores.view(len(scores), copies, 13)
-        assert torch.equal(repeated, repeated[:, :1].expand_as(repeated))
-
-
-def test_copies_are_found_wherever_they_stand() -> None:
-    generator = torch.Generator().manual_seed(0)
-    for dtype in (torch.float32, torch.float64):
-        rows = torch.randn(9000, 5, generator=generator, dtype=dtype)
-        rows[8999] = rows[17]
-        rows[4100] = rows[17]
-        rows[30] = 0
-        rows[31] = -torch.zeros(5)
-        later, first = later_copies(rows)
-        assert dict(zip(later.tolist(), first.tolist(), strict=True)) == {8999: 17, 4100: 17, 31: 30}
-    assert [len(indices) for indices in later_copies(torch.zeros(1, 3))] == [0, 0]
-
-
-def test_ties_do_not_depend_on_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some products differ in the last bit with a row's place; here all do."""
-    gallery = torch.randn(13, 7).repeat(3, 1)
-    blocks = ScoreBlocks(torch.randn(9, 7), gallery)
-    (later, first), place = later_copies(blocks._gallery), torch.arange(39.0)
-    assert len(later) == 26
-    product = torch.Tensor.__matmul__
-    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: product(a, b) + 1e-6 * place)
-    (scores,) = (scores for _, scores in blocks.blocks())
-    monkeypatch.undo()
-    assert torch.equal(scores[:, later], scores[:, first])
-    assert not torch.equal(scores[:, 0], scores[:, 1])
+    repeated = oracle.table(ScoreTiles(query, gallery, metric=metric)).view(rows, copies, 13)
+    assert torch.equal(repeated, repeated[:, :1].expand_as(repeated))
 
 
 def test_a_collapsed_model_is_ranked_by_index_alone() -> None:
@@ -194,12 +166,12 @@ def test_identities_above_the_range_of_half_floats_stay_apart() -> None:
 def test_reduced_precision_settings_of_the_caller_do_not_reach_the_scores(metric: str) -> None:
     generator = torch.Generator().manual_seed(0)
     query, gallery = torch.randn(40, 512, generator=generator), torch.randn(300, 512, generator=generator)
-    plain = ScoreBlocks(query, gallery, metric=metric).scores(torch.arange(40))
+    plain = next(ScoreTiles(query, gallery, metric=metric).tiles()).scores.clone()
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            under = ScoreBlocks(query, gallery, metric=metric).scores(torch.arange(40))
+            under = next(ScoreTiles(query, gallery, metric=metric).tiles()).scores.clone()
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
@@ -299,12 +271,6 @@ def test_bad_input_is_named(change: dict, error: type[Exception], message: str) 
     evaluate(**arguments)
     with pytest.raises(error, match=message):
         evaluate(**{**arguments, **change})
-
-
-def test_the_default_block_is_bounded() -> None:
-    blocks = ScoreBlocks(np.ones((5000, 1), np.float32), np.ones((30000, 1), np.float32))
-    assert blocks.rows >= MIN_BLOCK
-    assert blocks.rows * 30000 * 4 <= BLOCK_BYTES
 
 
 def test_queries_by_gallery_is_never_in_memory() -> None:

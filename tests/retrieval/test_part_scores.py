@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from motarfuse.retrieval import SCORES, PersonFeatures, choose_score, evaluate, rank_lists, scores, search
-from motarfuse.retrieval.scores import BLOCK_BYTES, MIN_BLOCK, ScoreBlocks, later_copies
+from motarfuse.retrieval import SCORES, PersonFeatures, choose_score, evaluate, rank_lists, rows, search
+from motarfuse.retrieval.tiles import CPU_TILE, ScoreTiles
 from tests.retrieval import oracle
 from tests.retrieval.test_evaluate import DEVICES, FLOAT_DTYPES, assert_equal, labels
 
@@ -66,7 +66,7 @@ def moved(side: PersonFeatures, device: str) -> PersonFeatures:
 def small_pieces() -> Iterator[None]:
     """Rows are converted three at a time, so that copies of one person fall into different pieces."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scores, "_PACKED_VALUES", 3 * (24 + PARTS * 9 + PARTS))
+        patch.setattr(rows, "_PACKED_VALUES", 3 * (24 + PARTS * 9 + PARTS))
         yield
 
 
@@ -79,11 +79,13 @@ def test_scores_are_those_of_a_loop_over_pairs_and_parts(
 ) -> None:
     query, gallery = (people(count, seed=count, dtype=dtype) for count in (11, 40))
     expected = expected_scores(query, gallery, score)
-    found = ScoreBlocks(moved(query, device), moved(gallery, device), score=score, block=block)
+    found = ScoreTiles(moved(query, device), moved(gallery, device), score=score, block=block)
     assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    result = torch.cat([values for _, values in found.blocks()]).cpu().numpy()
-    # Sums of 45 products of at most 1 in the score's own precision.
-    np.testing.assert_allclose(result, expected, rtol=0, atol=45 * torch.finfo(found.dtype).eps)
+    # Rows are rounded to the scores' own precision once.
+    tolerance = 45 * torch.finfo(found.dtype).eps
+    np.testing.assert_allclose(oracle.table(found).cpu().numpy(), expected, rtol=0, atol=tolerance)
+    result = torch.cat([tile.scores.clone() for tile in found.tiles()]).cpu().numpy()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=45 * torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -149,23 +151,15 @@ def test_hidden_parts_do_not_count() -> None:
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("count", [1, 9])
 def test_copies_of_one_person_tie_wherever_they_stand(
-    score: str, dtype: torch.dtype, rows: int, small_pieces: None
+    score: str, dtype: torch.dtype, count: int, small_pieces: None
 ) -> None:
     one = people(13, seed=4, dtype=dtype)
     gallery = one.select(torch.arange(13).repeat(5))
-    ((_, values),) = ScoreBlocks(people(rows, seed=5, dtype=dtype), gallery, score=score).blocks()
-    repeated = values.view(rows, 5, 13)
+    values = oracle.table(ScoreTiles(people(count, seed=5, dtype=dtype), gallery, score=score))
+    repeated = values.view(count, 5, 13)
     assert torch.equal(repeated, repeated[:, :1].expand_as(repeated))
-
-
-def test_people_who_differ_in_a_visibility_alone_are_no_copies() -> None:
-    query, one = people(9, seed=6), people(1, seed=7)
-    assert one.part_features is not None
-    seen = torch.tensor([[0.5] * PARTS, [0.5] * (PARTS - 1) + [0.25]], dtype=torch.float64)
-    gallery = PersonFeatures(one.feature.expand(2, -1), torch.zeros_like(one.part_features).expand(2, -1, -1), seen)
-    assert [len(rows) for rows in later_copies(ScoreBlocks(query, gallery)._gallery)] == [0, 0]
 
 
 class LargestTable(TorchDispatchMode):
@@ -184,28 +178,28 @@ class LargestTable(TorchDispatchMode):
 @pytest.mark.parametrize("score", ["parts", "sum"])
 def test_no_table_has_a_side_for_the_parts(score: str) -> None:
     query, gallery = people(64, seed=8, width=4, part_width=2), people(900, seed=9, width=4, part_width=2)
-    blocks = ScoreBlocks(query, gallery, score=score, block=32)
+    tiles = ScoreTiles(query, gallery, score=score, block=32)
     with LargestTable() as largest:
-        for _ in blocks.blocks():
+        for _ in tiles.tiles():
             pass
     assert largest.values == 32 * 900
 
 
-@pytest.mark.parametrize(("score", "tables"), [("feature", 1), ("parts", 2), ("sum", 3)])
-def test_the_default_block_is_bounded_with_all_its_tables(score: str, tables: int) -> None:
-    side = PersonFeatures(torch.ones(30000, 1), torch.ones(30000, 1, 1), torch.ones(30000, 1))
-    blocks = ScoreBlocks(side, side, score=score)
-    assert blocks.rows >= MIN_BLOCK
-    assert 0.9 * BLOCK_BYTES <= blocks.rows * 30000 * 4 * tables <= BLOCK_BYTES
+@pytest.mark.parametrize("score", SCORES)
+def test_a_tile_is_bounded(score: str) -> None:
+    side = PersonFeatures(torch.ones(5000, 1), torch.ones(5000, 1, 1), torch.ones(5000, 1))
+    sizes = [tile.scores.shape for tile in ScoreTiles(side, side, score=score).tiles()]
+    assert max(sizes) == CPU_TILE
+    assert sum(rows * columns for rows, columns in sizes) == 5000**2
 
 
 def test_auto_is_the_sum_where_there_are_parts() -> None:
     query, gallery = people(3, seed=1), people(4, seed=2)
-    assert ScoreBlocks(query, gallery).score == "sum"
-    assert ScoreBlocks(query, gallery, metric="euclidean").score == "feature"
-    assert ScoreBlocks(query.feature, gallery.feature).score == "feature"
-    assert ScoreBlocks(PersonFeatures(query.feature), gallery.feature).score == "feature"
-    assert ScoreBlocks(query, gallery.feature, score="feature").score == "feature"
+    assert ScoreTiles(query, gallery).score == "sum"
+    assert ScoreTiles(query, gallery, metric="euclidean").score == "feature"
+    assert ScoreTiles(query.feature, gallery.feature).score == "feature"
+    assert ScoreTiles(PersonFeatures(query.feature), gallery.feature).score == "feature"
+    assert ScoreTiles(query, gallery.feature, score="feature").score == "feature"
     assert choose_score("parts", "cosine", query_parts=True, gallery_parts=True) == "parts"
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from motarfuse.ops import use_backend
-from motarfuse.retrieval import PersonFeatures, memory, tiles
+from motarfuse.retrieval import PersonFeatures, memory, rows, tiles
 from motarfuse.retrieval.ranks import count_ranks, top_k
 from motarfuse.retrieval.tiles import ScoreTiles
 from tests.retrieval import oracle
@@ -41,17 +40,12 @@ def kinds(dtype: torch.dtype) -> dict[str, dict[str, Any]]:
     }
 
 
-def all_exact(scores: ScoreTiles) -> Tensor:
-    rows, columns = torch.meshgrid(*map(torch.arange, scores.shape), indexing="ij")
-    return scores.pair_scores(rows.flatten(), columns.flatten()).view(scores.shape)
-
-
 @pytest.mark.parametrize("kind", kinds(torch.float32))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("offset", [0.0, 100.0])
 def test_float32_scores_keep_their_bound(kind: str, dtype: torch.dtype, offset: float) -> None:
     scores = ScoreTiles(people(9, 1, dtype, offset), people(300, 2, dtype, offset), block=4, **kinds(dtype)[kind])
-    exact = all_exact(scores)
+    exact = oracle.table(scores)
     seen = 0
     for tile in scores.tiles():
         expected = exact[tile.queries, tile.first : tile.first + len(tile.gallery)]
@@ -68,7 +62,7 @@ def test_float32_scores_keep_their_bound(kind: str, dtype: torch.dtype, offset: 
 def test_exact_scores_are_the_formula(kind: str, dtype: torch.dtype) -> None:
     query, gallery = people(9, 1, dtype), people(40, 2, dtype)
     arguments = kinds(dtype)[kind]
-    exact = all_exact(ScoreTiles(query, gallery, **arguments)).numpy()
+    exact = oracle.table(ScoreTiles(query, gallery, **arguments)).numpy()
     q, g = (side.feature.double().numpy() for side in (query, gallery))
     parts = [
         [array.double().numpy() for array in (side.require_parts())] for side in (query, gallery)
@@ -117,11 +111,28 @@ def test_neither_tiles_nor_pieces_nor_blocks_decide_anything(
         assert {tile.gallery.shape[0] for tile in small.tiles()} == {64, 500 % 64}
 
 
+def test_the_library_that_multiplies_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, gallery = people(9, 1, torch.float32).feature, people(40, 2, torch.float32).feature.repeat(3, 1)
+    expected = top_k(ScoreTiles(query, gallery), 60)
+    multiply, generator = rows._multiply, torch.Generator().manual_seed(0)
+
+    def shaken(first: torch.Tensor, second: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        noise = torch.rand(out.shape, generator=generator) * 2 - 1
+        return multiply(first, second, out).add_(noise * 0.5 * rows.rounding_bound(first.shape[1]))
+
+    monkeypatch.setattr(rows, "_multiply", shaken)
+    for found, wanted in zip(top_k(ScoreTiles(query, gallery), 60), expected, strict=True):
+        assert torch.equal(found, wanted)
+    monkeypatch.setattr(rows, "rounding_bound", lambda _: 0.0)
+    monkeypatch.setattr(rows, "_multiply", lambda *arguments: shaken(*arguments).add_(1e-3 * torch.arange(120.0)))
+    assert not torch.equal(top_k(ScoreTiles(query, gallery), 60)[1], expected[1])
+
+
 def test_ranks_of_entries_are_those_of_a_stable_sort() -> None:
     generator = torch.Generator().manual_seed(0)
     query, gallery = (torch.randn(rows, 8, generator=generator).sign() for rows in (7, 400))  # nearly all tie
     scores = ScoreTiles(query, gallery)
-    order = all_exact(scores).sort(dim=1, descending=True, stable=True).indices
+    order = oracle.table(scores).sort(dim=1, descending=True, stable=True).indices
     place = torch.empty_like(order).scatter_(1, order, torch.arange(400).expand(7, -1))
     columns = torch.randint(0, 400, (7, 6), generator=generator)
     rows = torch.arange(7).repeat_interleave(6)
