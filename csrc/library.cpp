@@ -38,5 +38,8 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CUDA, library) {
   library.impl("part_pool_forward", TORCH_BOX(&motarfuse::part_pool_forward_cuda));
   library.impl("part_pool_backward", TORCH_BOX(&motarfuse::part_pool_backward_cuda));
   library.impl("motion_attention_backward", TORCH_BOX(&motarfuse::motion_attention_backward_cuda));
+  library.impl("unit_rows", TORCH_BOX(&motarfuse::unit_rows_cuda));
+  library.impl("pair_scores", TORCH_BOX(&motarfuse::pair_scores_cuda));
+  library.impl("count_before", TORCH_BOX(&motarfuse::count_before_cuda));
 }
 #endif

@@ -118,6 +118,9 @@ void score_histogram_cpu(Tensor scores, int64_t first, const Tensor& left_out_st
 MOTARFUSE_DECLARE_PART_MOMENTS(cuda);
 MOTARFUSE_DECLARE_PART_POOL(cuda);
 MOTARFUSE_DECLARE_MOTION_WARP(cuda);
+MOTARFUSE_DECLARE_RANKING(cuda);
+
+std::tuple<Tensor, Tensor> unit_rows_cuda(const Tensor& features);
 
 AttentionGradients motion_attention_backward_cuda(
     const Tensor& grad_out, const Tensor& query, const Tensor& key, const Tensor& value,

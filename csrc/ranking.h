@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
 #include "host_device.h"
 
@@ -115,7 +114,7 @@ struct Band {
 // The least float that is not below a number; infinity for NaN. By its bits: nextafterf takes a hundred times longer.
 MOTARFUSE_HOST_DEVICE float rounded_up(double value) {
   float nearest = static_cast<float>(value) + 0.0f;  // -0 becomes 0
-  if (nearest != nearest) return std::numeric_limits<float>::infinity();
+  if (nearest != nearest) return INFINITY;
   int32_t bits;
   memcpy(&bits, &nearest, sizeof(bits));
   bits += static_cast<double>(nearest) < value ? (bits >> 31) | 1 : 0;
@@ -132,7 +131,7 @@ MOTARFUSE_HOST_DEVICE Band band_of(double threshold, float slack) {
 
 // Whether a pair needs its exact score. Written so that NaN, an unknown score, does; -inf marks what does not count.
 MOTARFUSE_HOST_DEVICE bool is_undecided(float score, Band band) {
-  return !(score > band.high) && !(score < band.low) && score != -std::numeric_limits<float>::infinity();
+  return !(score > band.high) && !(score < band.low) && score != -INFINITY;
 }
 
 // Rules that pairs must fulfil to be found. -1 is unknown: it equals nothing and differs from everything.

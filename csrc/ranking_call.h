@@ -3,6 +3,7 @@
 // read out of bounds otherwise.
 #pragma once
 
+#include <limits>
 #include <optional>
 #include <string>
 #include <vector>

@@ -120,6 +120,15 @@ OPERATORS = {
         ),
         kernels=("batch_hard_triplet",),
     ),
+    "ranking": Operator(
+        tests=("tests/ops/test_ranking*.py", "tests/retrieval/test_*.py"),
+        bench=("-m", "benchmarks.bench_retrieval", "--device", "cuda"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_ranking_gpu.py"),
+            *("-k", "counts_are and 37-12 or (pairs_have or unit_rows_have) and 33 or several_rounds or begin"),
+        ),
+        kernels=("ranking",),
+    ),
     "block": Operator(
         tests=("tests/test_nn_block.py",),
         bench=("-m", "benchmarks.bench_block", "--device", "cuda"),

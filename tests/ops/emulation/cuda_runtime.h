@@ -1,6 +1,6 @@
 // Stands in for CUDA's header so that a .cu file compiles for the host. Blocks run one after the other, and the threads
 // of a block as fibers of one thread: a fiber runs until it needs the others of its warp (a shuffle, a matrix product)
-// or of its block (__syncthreads). Packed loads check their alignment, as a GPU does. Dynamic shared memory starts as
+// or of its block (__syncthreads). Packed loads and stores check their alignment, as a GPU does. Dynamic shared memory starts as
 // NaN, and an access through read_shared and the like (mma.cuh) aborts if it is out of bounds, misaligned, or races
 // with another warp since the last __syncthreads. It shows that a kernel's indexing, reductions and edges are right,
 // not how fast it is.
@@ -28,11 +28,23 @@
 #define __grid_constant__
 #define __shared__ static  // blocks run one after the other
 
-struct uint2 {
+namespace emulation {
+[[noreturn]] void fail(const char* what);
+
+template <class W>
+void store(W* target, const W& word) {
+  if (reinterpret_cast<uintptr_t>(target) % sizeof(W) != 0) fail("misaligned store");
+  std::memcpy(static_cast<void*>(target), &word, sizeof(W));
+}
+}  // namespace emulation
+
+struct alignas(8) uint2 {
   uint32_t x, y;
+  void operator=(const uint2& word) { emulation::store(this, word); }
 };
-struct uint4 {
+struct alignas(16) uint4 {
   uint32_t x, y, z, w;
+  void operator=(const uint4& word) { emulation::store(this, word); }
 };
 struct float2 {
   float x, y;
@@ -257,6 +269,23 @@ inline bool __any_sync(unsigned, bool predicate) {
     for (int l = 0; l < emulation::kWarp; ++l) *slots[l] = any;
   });
   return slot;
+}
+
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+  unsigned slot = predicate ? 1u : 0u;
+  emulation::whole_warp(slot, [](unsigned** slots) {
+    unsigned bits = 0;
+    for (int l = 0; l < emulation::kWarp; ++l) bits |= *slots[l] << l;
+    for (int l = 0; l < emulation::kWarp; ++l) *slots[l] = bits;
+  });
+  return slot;
+}
+
+template <class T>
+T atomicAdd(T* target, T value) {
+  const T before = *target;
+  *target += value;
+  return before;
 }
 
 inline unsigned __match_any_sync(unsigned, int value) {
