@@ -22,11 +22,15 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
   library.impl("bias_gelu_backward", TORCH_BOX(&motarfuse::bias_gelu_backward_cpu));
   library.impl("temporal_conv_forward", TORCH_BOX(&motarfuse::temporal_conv_forward_cpu));
   library.impl("temporal_conv_backward", TORCH_BOX(&motarfuse::temporal_conv_backward_cpu));
+  library.impl("k_reciprocal_neighbors", TORCH_BOX(&motarfuse::k_reciprocal_neighbors_cpu));
+  library.impl("k_reciprocal_expand", TORCH_BOX(&motarfuse::k_reciprocal_expand_cpu));
+  library.impl("k_reciprocal_normalize", TORCH_BOX(&motarfuse::k_reciprocal_normalize_cpu));
+  library.impl("k_reciprocal_average", TORCH_BOX(&motarfuse::k_reciprocal_average_cpu));
+  library.impl("k_reciprocal_overlap", TORCH_BOX(&motarfuse::k_reciprocal_overlap_cpu));
   library.impl("unit_rows", TORCH_BOX(&motarfuse::unit_rows_cpu));
   library.impl("pair_scores", TORCH_BOX(&motarfuse::pair_scores_cpu));
   library.impl("count_before", TORCH_BOX(&motarfuse::count_before_cpu));
   library.impl("collect_top", TORCH_BOX(&motarfuse::collect_top_cpu));
-  library.impl("score_histogram", TORCH_BOX(&motarfuse::score_histogram_cpu));
 }
 
 #if defined(MOTARFUSE_WITH_CUDA)

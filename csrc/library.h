@@ -38,6 +38,19 @@ using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Te
       const Tensor& logits, const std::optional<Tensor>& affine, const Tensor& statistics, int64_t height,        \
       int64_t width, double temperature, bool needs_logits, bool needs_affine)
 
+#define MOTARFUSE_DECLARE_K_RECIPROCAL(device)                                                                      \
+  Tensor k_reciprocal_neighbors_##device(const Tensor& neighbors, int64_t k);                                       \
+  void k_reciprocal_expand_##device(const Tensor& wide, const Tensor& narrow, const std::optional<Tensor>& starts,  \
+                                    Tensor out);                                                                    \
+  void k_reciprocal_normalize_##device(const Tensor& starts, Tensor values);                                        \
+  void k_reciprocal_average_##device(const Tensor& starts, const Tensor& columns, const Tensor& values,             \
+                                     const Tensor& neighbors, int64_t k, const std::optional<Tensor>& out_starts,   \
+                                     Tensor out, const std::optional<Tensor>& out_values);                          \
+  void k_reciprocal_overlap_##device(const Tensor& starts, const Tensor& columns, const Tensor& values,               \
+                                     const Tensor& queries, const Tensor& inverse_starts,                             \
+                                     const Tensor& inverse_rows, const Tensor& inverse_values, int64_t gallery,       \
+                                     const Tensor& room, Tensor counts, Tensor out, Tensor out_sums)
+
 #define MOTARFUSE_DECLARE_PART_POOL(device)                                                                           \
   PoolResults part_pool_forward_##device(const Tensor& tokens, const Tensor& part_logits, bool save_statistics);      \
   PoolGradients part_pool_backward_##device(const std::optional<Tensor>& grad_pooled,                                 \
@@ -57,6 +70,7 @@ using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Te
       const Tensor& part_logits, const std::optional<Tensor>& source_part_logits, int64_t height, int64_t width,      \
       int64_t needs)
 
+MOTARFUSE_DECLARE_K_RECIPROCAL(cpu);
 MOTARFUSE_DECLARE_PART_MOMENTS(cpu);
 MOTARFUSE_DECLARE_PART_POOL(cpu);
 MOTARFUSE_DECLARE_MOTION_WARP(cpu);
@@ -111,8 +125,6 @@ void collect_top_cpu(Tensor scores, const Tensor& slack, const Tensor& query, co
                      const std::optional<Tensor>& gallery_pids, int64_t pid_rule,
                      const std::optional<Tensor>& query_times, const std::optional<Tensor>& gallery_times,
                      double earliest, double latest, Tensor values, Tensor indices, Tensor filled);
-void score_histogram_cpu(Tensor scores, int64_t first, const Tensor& left_out_starts, const Tensor& left_out,
-                         const Tensor& thresholds, Tensor histogram);
 
 #if defined(MOTARFUSE_WITH_CUDA)
 MOTARFUSE_DECLARE_PART_MOMENTS(cuda);

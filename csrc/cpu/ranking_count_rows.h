@@ -16,7 +16,7 @@ MOTARFUSE_TARGET void compare_by_search(const float* scores, int64_t columns, in
   const float* const low = work.low.data();
   for (int64_t start = 0; start < columns; start += kBlock) {
     const float* const block = block_of(scores, start, columns, rest);
-    search<false>(work.high.data(), levels, block, passed);
+    search(work.high.data(), levels, block, passed);
     const int64_t count = std::min<int64_t>(kBlock, columns - start);
     uint64_t undecided = 0;
     for (int j = 0; j < kBlock; ++j) undecided |= static_cast<uint64_t>(!(block[j] < low[passed[j]])) << j;

@@ -187,16 +187,14 @@ MOTARFUSE_TARGET_INLINE Compared compare(const float* scores, float low, float h
   return found;
 }
 
-// How many of a rising table's 2^levels - 1 numbers are below each of 64 scores, or not above it.
-template <bool kOrEqual>
+// How many of a rising table's 2^levels - 1 numbers are below each of 64 scores.
 MOTARFUSE_TARGET_INLINE void search(const float* table, int levels, const float* scores, int32_t* found) {
   for (int j = 0; j < kBlock; ++j) found[j] = 0;
   for (int32_t step = levels > 0 ? int32_t(1) << (levels - 1) : 0; step > 0; step /= 2) {
     const float* const middle = table + step - 1;
     for (int j = 0; j < kBlock; ++j) {
       const float number = middle[found[j]];
-      const bool passed = kOrEqual ? !(scores[j] < number) : number < scores[j];
-      found[j] += passed ? step : 0;
+      found[j] += number < scores[j] ? step : 0;
     }
   }
 }

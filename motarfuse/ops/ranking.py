@@ -1,6 +1,6 @@
-"""What ``motarfuse.retrieval`` ranks with: exact scores, entries before a threshold, the best k, and a histogram.
+"""What ``motarfuse.retrieval`` ranks with: exact scores, entries before a threshold, and the best k.
 
-The definitions are in ``motarfuse.reference.ranking``. ``_C`` has all five for the CPU, and for CUDA those that plain
+The definitions are in ``motarfuse.reference.ranking``. ``_C`` has all four for the CPU, and for CUDA those that plain
 PyTorch is slow at; every implementation gives the same bits. None has gradients. Arguments are taken as they are:
 ``motarfuse.retrieval`` validates.
 """
@@ -31,7 +31,6 @@ SCHEMAS = {
         "Tensor? query_pids, Tensor? gallery_pids, int pid_rule, Tensor? query_times, Tensor? gallery_times, "
         "float earliest, float latest, Tensor(b!) values, Tensor(c!) indices, Tensor(d!) filled) -> ()"
     ),
-    "score_histogram": (f"(Tensor(a!) scores, int first, {_LEFT_OUT}, Tensor thresholds, Tensor(b!) histogram) -> ()"),
 }
 NATIVE = {"cpu": tuple(SCHEMAS), "cuda": ("unit_rows", "pair_scores", "count_before")}
 
@@ -56,7 +55,7 @@ for _name, _schema in SCHEMAS.items():
 
 
 class Functions:
-    """The five functions of one backend: those of ``_C`` that are named, the definitions otherwise."""
+    """The four functions of one backend: those of ``_C`` that are named, the definitions otherwise."""
 
     def __init__(self, native: Sequence[str]) -> None:
         namespace = getattr(torch.ops, NAMESPACE)
@@ -67,7 +66,6 @@ class Functions:
         self.pair_scores = of["pair_scores"]
         self.count_before = of["count_before"]
         self.collect_top = of["collect_top"]
-        self.score_histogram = of["score_histogram"]
 
 
 def _example(device: torch.device) -> Request:

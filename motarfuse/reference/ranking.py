@@ -278,19 +278,3 @@ def collect_top(
     target = (rows[order][best], place[best])
     values[target], indices[target] = found[order][best], entries[order][best]
     filled.copy_(numbers.clamp(max=k))
-
-
-def score_histogram(
-    scores: Tensor, first: int, left_out_starts: Tensor, left_out: Tensor, thresholds: Tensor, histogram: Tensor
-) -> None:
-    """Adds a tile's scores to a histogram: bin b counts the scores with exactly b of the thresholds at or below them.
-
-    Args:
-        scores, first, left_out_starts, left_out: As in :func:`count_before`; the scores are taken as they are.
-        thresholds: (m,) float32, rising.
-        histogram: (m + 1,) int64, changed in place.
-    """
-    missing = leave_out(scores, first, left_out_starts, left_out)
-    bins = torch.searchsorted(thresholds, scores.flatten(), right=True)
-    histogram += torch.bincount(bins, minlength=len(thresholds) + 1)
-    histogram[0] -= missing

@@ -11,6 +11,7 @@ from motarfuse.retrieval.breakdowns import CameraPair, camera_pairs
 from motarfuse.retrieval.features import PersonFeatures
 from motarfuse.retrieval.metrics import evaluate
 from motarfuse.retrieval.protocols import PROTOCOLS, Protocol
+from motarfuse.retrieval.rerank import Reranking, rerank
 from motarfuse.retrieval.result import EvaluationResult, GroupNumbers
 from motarfuse.retrieval.roc import OperatingPoint, VerificationResult, verify
 from motarfuse.retrieval.scores import METRICS, SCORES, choose_score
@@ -32,6 +33,7 @@ __all__ = [
     "PersonFeatures",
     "Protocol",
     "RankList",
+    "Reranking",
     "SplitsResult",
     "StorageChanges",
     "VerificationResult",
@@ -41,6 +43,7 @@ __all__ = [
     "evaluate",
     "mean_of_splits",
     "rank_lists",
+    "rerank",
     "search",
     "select_queries",
     "storage_changes",

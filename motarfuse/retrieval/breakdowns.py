@@ -59,6 +59,8 @@ def camera_pairs(
     score: str = "auto",
     average_precision: str | None = None,
     ties: str = "stable",
+    mask: Any = None,
+    storage: str | None = None,
     block: int | None = None,
 ) -> list[CameraPair]:
     """mAP, mINP and rank-1 of every pair of a query camera and a gallery camera, the gallery restricted to the latter.
@@ -69,7 +71,7 @@ def camera_pairs(
 
     Args:
         query, gallery, query_pids, gallery_pids, query_camids, gallery_camids: As in ``evaluate``.
-        protocol, metric, score, average_precision, ties, block: As in ``evaluate``.
+        protocol, metric, score, average_precision, ties, mask, storage, block: As in ``evaluate``.
 
     Returns:
         Every pair of cameras, by query camera, then by gallery camera.
@@ -79,7 +81,7 @@ def camera_pairs(
     """
     rules = get_protocol(protocol, average_precision)
     check_ties(ties)
-    tiles = ScoreTiles(query, gallery, metric=metric, score=score, block=block)
+    tiles = ScoreTiles(query, gallery, metric=metric, score=score, mask=mask, storage=storage, block=block)
     labels = PairLabels.of(tiles.shape, query_pids, gallery_pids, query_camids, gallery_camids)
     pairs = labels.pairs(rules)
     if not pairs.positives().any():

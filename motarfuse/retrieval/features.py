@@ -125,11 +125,15 @@ def as_floats(features: Any, name: str, rank: int) -> Tensor:
     if isinstance(features, np.ndarray):
         if features.dtype.kind != "f" or features.dtype.itemsize > 8:
             raise TypeError(f"{name}: got an array of {features.dtype}, supported are float16, float32 and float64")
+        if not features.dtype.isnative:
+            raise TypeError(f"{name}: got an array of {features.dtype} in foreign byte order; convert it")
         # A read-only or negatively strided array cannot be shared with a tensor.
         shareable = features.flags.writeable and all(stride >= 0 for stride in features.strides)
         features = torch.from_numpy(features if shareable else features.copy())
     if not isinstance(features, Tensor):
         raise TypeError(f"{name}: got {type(features).__name__}, supported are torch tensors and numpy arrays")
+    if features.layout != torch.strided:
+        raise TypeError(f"{name}: got a tensor of layout {features.layout}, supported are dense tensors")
     if features.dtype not in FLOAT_DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in FLOAT_DTYPES)
         raise TypeError(f"{name}: got {str(features.dtype).removeprefix('torch.')}, supported are {names}")
@@ -155,14 +159,15 @@ def check_finite(features: Tensor, name: str) -> None:
         )
 
 
-def check_visibility(visibility: Tensor, name: str) -> None:
+def check_visibility(
+    visibility: Tensor, name: str, meaning: str = "a visibility is the share to which a part is seen"
+) -> None:
     """Raises ``ValueError`` with the rows whose visibilities are not in [0, 1]; NaN is not."""
     inside = (visibility >= 0) & (visibility <= 1 + _VISIBILITY_SLACK)
     bad = (~inside).any(dim=1).nonzero().flatten().tolist()
     if bad:
         raise ValueError(
-            f"{name}: {len(bad)} of {len(visibility)} rows hold values outside [0, 1] ({_rows(bad)}); "
-            "a visibility is the share to which a part is seen"
+            f"{name}: {len(bad)} of {len(visibility)} rows hold values outside [0, 1] ({_rows(bad)}); {meaning}"
         )
 
 

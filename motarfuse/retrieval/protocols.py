@@ -206,9 +206,12 @@ def get_protocol(protocol: str | Protocol, average_precision: str | None = None)
         average_precision: ``step`` or ``trapezoid`` in place of the protocol's own.
 
     Raises:
+        TypeError: Neither a name nor a protocol.
         ValueError: An unknown protocol, or another average precision.
     """
     if not isinstance(protocol, Protocol):
+        if not isinstance(protocol, str):
+            raise TypeError(f"protocol: got {type(protocol).__name__}, supported are a name and a Protocol")
         found = PROTOCOLS.get(protocol_name(protocol))
         if found is None:
             raise ValueError(f"protocol: got {protocol!r}, known are {', '.join(sorted(PROTOCOLS))}")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from motarfuse.retrieval.labels import PairLabels, Pairs, as_tensor
 from motarfuse.retrieval.metrics import no_match, signed_manifest
 from motarfuse.retrieval.protocols import Protocol, get_protocol
-from motarfuse.retrieval.tiles import ScoreTiles, Tile
+from motarfuse.retrieval.tiles import ScoreTiles
 
 FALSE_RATES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 
@@ -102,6 +101,8 @@ def verify(
     metric: str = "cosine",
     score: str = "auto",
     rates: Sequence[float] = FALSE_RATES,
+    mask: Any = None,
+    storage: str | None = None,
     block: int | None = None,
 ) -> VerificationResult:
     """ROC over all (query, gallery entry) pairs that count: positives of one identity, negatives of two.
@@ -110,14 +111,13 @@ def verify(
     scores this is the whole curve but for the negatives between two of them. A pair that the protocol leaves out is
     neither, nor is one of a query of an ignored identity. Distractors are negatives.
 
-    Scores are plain float32, as the products of a tile give them: pairs closer than about 1e-6, equal ones too, may
-    come in either order, and on another device or with another ``block`` in another one. (``evaluate`` decides such
-    pairs exactly; shares of millions of pairs do not need it.) Two passes over the scores, 4 Q G d FLOP; memory beyond
-    one packed copy of the features: one tile and 40 bytes a positive pair.
+    Scores are the exact ones, so that ties are ties, and nothing depends on the device or on ``block``. One pass over
+    the scores in float64, 2 Q G d FLOP at half of float32's rate, and two bisections of each among the positives';
+    memory beyond one packed copy of the features: some tables of a tile's size, and 40 bytes a positive pair.
 
     Args:
         query, gallery, query_pids, gallery_pids, query_camids, gallery_camids: As in ``evaluate``.
-        protocol, metric, score, block: As in ``evaluate``.
+        protocol, metric, score, mask, storage, block: As in ``evaluate``.
         rates: False positive rates in (0, 1] to give TPR and threshold for. One below 1 / negatives cannot be
             measured, and its point says so.
 
@@ -128,7 +128,7 @@ def verify(
         TypeError, ValueError: As ``evaluate``; also a rate outside (0, 1], or no negative pair.
     """
     rules = get_protocol(protocol)
-    tiles = ScoreTiles(query, gallery, metric=metric, score=score, block=block)
+    tiles = ScoreTiles(query, gallery, metric=metric, score=score, mask=mask, storage=storage, block=block)
     labels = PairLabels.of(tiles.shape, query_pids, gallery_pids, query_camids, gallery_camids)
     pairs = labels.pairs(rules)
     positives = int((~pairs.junk).sum())
@@ -149,7 +149,7 @@ def verify(
     fnr = np.concatenate([[0.0], np.stack([below[:-1], below[1:]], 1).ravel() / positives, [1.0]])
     auc = float(((fpr[:-1] - fpr[1:]) * (2 - fnr[:-1] - fnr[1:]) / 2).sum())
     eer, corner = _crossing(fpr, fnr)
-    public = tiles.public(torch.from_numpy(thresholds).double().to(tiles.device)).cpu().numpy()
+    public = tiles.public(torch.from_numpy(thresholds).to(tiles.device)).cpu().numpy()
     counted = {
         "num_query": len(known),
         "num_gallery": len(pairs.kept),
@@ -167,7 +167,7 @@ def verify(
         thresholds=public[::-1].copy(),
         fpr=at_least[::-1] / negatives,
         tpr=1 - below[:-1][::-1] / positives,
-        manifest=signed_manifest(rules, tiles, {"verification_scores": "float32 products"}, counted),
+        manifest=signed_manifest(rules, tiles, {"verification_scores": "exact"}, counted),
     )
     object.__setattr__(result, "points", tuple(result.tpr_at(rate) for rate in rates))
     return result
@@ -181,50 +181,42 @@ def _crossing(fpr: np.ndarray, fnr: np.ndarray) -> tuple[float, int]:
     return float(fpr[corner - 1] + share * (fpr[corner] - fpr[corner - 1])), corner
 
 
-def _known_tiles(tiles: ScoreTiles, queries: np.ndarray) -> Iterator[tuple[Tile, np.ndarray]]:
-    """Tiles with their query indices; scores that a product cannot give (NaN) come from exact ones."""
-    for tile in tiles.tiles(torch.from_numpy(queries)):
-        rows = queries[tile.queries]
-        unknown = tile.scores.isnan().nonzero()
-        if len(unknown):
-            row, column = unknown.unbind(1)
-            exact = tiles.pair_scores(torch.from_numpy(rows).to(row.device)[row], column + tile.first)
-            tile.scores[row, column] = exact.to(tile.scores.dtype)
-        yield tile, rows
-
-
 def _positive_scores(tiles: ScoreTiles, pairs: Pairs, queries: np.ndarray) -> np.ndarray:
-    """float32 scores of all positive pairs, in no order."""
-    found: list[Tensor] = []
-    for tile, rows in _known_tiles(tiles, queries):
-        row, column, junk = pairs.of(rows)
-        column = column - tile.first
-        here = ~junk & (column >= 0) & (column < tile.scores.shape[1])
-        found.append(tile.scores[as_tensor(row[here], tiles.device), as_tensor(column[here], tiles.device)].cpu())
-    return torch.cat(found).numpy()
+    """Exact scores of all positive pairs, in no order."""
+    row, column, junk = pairs.of(queries)
+    places = (torch.from_numpy(np.ascontiguousarray(array)) for array in (queries[row[~junk]], column[~junk]))
+    return tiles.pair_scores(*places).cpu().numpy()
 
 
 def _negatives_from(
     tiles: ScoreTiles, pairs: Pairs, queries: np.ndarray, thresholds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Negative pairs that score at least, and above, each threshold; (m,) rising float32."""
-    behind = np.nextafter(thresholds, np.float32(np.inf))
-    edges, places = np.unique(np.concatenate([thresholds, behind]), return_inverse=True)
-    histogram = torch.zeros(len(edges) + 1, dtype=torch.int64, device=tiles.device)
-    points = as_tensor(edges, tiles.device)
-    for tile, rows in _known_tiles(tiles, queries):
+    """Negative pairs that score at least, and above, each threshold; (m,) rising float64.
+
+    Scores of float64 products decide about all pairs that are not within their rounding error of a threshold; exact
+    ones about the rest.
+    """
+    limits = as_tensor(thresholds, tiles.device)
+    # Twice the thresholds' places: 2 i + 1 is at threshold i, even numbers lie between.
+    bins = torch.zeros(2 * len(thresholds) + 1, dtype=torch.int64, device=tiles.device)
+    for tile in tiles.tiles(torch.from_numpy(queries), torch.float64):
         # Every pair of one identity is a positive or does not count.
-        row, column, _ = pairs.of(rows)
-        starts = np.concatenate([[0], np.bincount(row, minlength=len(rows)).cumsum()])
-        tiles.functions.score_histogram(
-            tile.scores,
-            tile.first,
-            as_tensor(starts, tiles.device),
-            as_tensor(column, tiles.device),
-            points,
-            histogram,
+        row, column, _ = pairs.of(queries[tile.queries])
+        here = (column >= tile.first) & (column < tile.first + tile.scores.shape[1])
+        own = tuple(as_tensor(array[here], tiles.device) for array in (row, column - tile.first))
+        counted = torch.ones_like(tile.scores, dtype=torch.bool)
+        counted[own] = False
+        slack = tile.slack[:, None]
+        place = torch.searchsorted(limits, tile.scores - slack, right=True)
+        near = (place != torch.searchsorted(limits, tile.scores + slack)) | tile.scores.isnan()
+        rows, columns = (near & counted).nonzero().unbind(1)
+        place.mul_(2)
+        exact = tiles.functions.pair_scores(
+            tile.query, tile.gallery, rows.contiguous(), columns.contiguous(), *tiles.form
         )
-    # Bin b has b edges at or below its scores: at least edge i are the bins from i + 1 on.
-    counts = histogram.cpu().numpy()
-    at_least = counts[::-1].cumsum()[::-1][1:][places]
-    return at_least[: len(thresholds)], at_least[len(thresholds) :]
+        below, within = torch.searchsorted(limits, exact), torch.searchsorted(limits, exact, right=True)
+        place[rows, columns] = below + within
+        bins += torch.bincount(place[counted], minlength=len(bins))
+    counts = bins.cpu().numpy()
+    from_here = counts[::-1].cumsum()[::-1]
+    return from_here[1::2], from_here[2::2]

@@ -15,11 +15,18 @@ from motarfuse.retrieval.scores import METRICS, PART_EPSILON, PART_WEIGHT, check
 
 STORAGE = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _PACKED_VALUES = 4 << 20
-_UNIT = 2.0**-24
+# Half the distance of two neighbouring numbers of 1 and above; twice that of float64, in which the exact scores are
+# sums with rounding errors of their own.
+_UNITS = {torch.float32: 2.0**-24, torch.float64: 2.0**-52}
 # Columns of a product whose result is added to the scores: matrix libraries take about as many at a time anyway.
 _STRIP = 392
-# Beyond these magnitudes squares leave float32: the rows are scaled by a power of two, which changes no digit.
-_LARGE, _SMALL = 2.0**30, 2.0**-30
+# Largest magnitudes whose squares, and 2^-30 of them, stay in a type; otherwise rows are scaled by a power of two,
+# which changes no digit.
+_ORDINARY = {None: (2.0**-30, 2.0**30), "bfloat16": (2.0**-30, 2.0**30), "float16": (1.0, 2.0**14)}
+# Distances below this are errors of numbers that leave float32, however small the rows.
+_LEAST_REACH = 2.0**-45
+# A part that is seen less counts as hidden in half storage, which does not resolve its weighted feature.
+_LEAST_VISIBILITY = 2.0**-10
 
 
 def check_storage(storage: str | None) -> None:
@@ -28,14 +35,15 @@ def check_storage(storage: str | None) -> None:
         raise ValueError(f"storage: got {storage!r}, supported are None, {', '.join(STORAGE)}")
 
 
-def rounding_bound(columns: int) -> float:
-    """g with |computed - exact| <= g sum_i |a_i b_i| for the float32 products of :func:`_multiply`.
+def rounding_bound(columns: int, unit: float = _UNITS[torch.float32]) -> float:
+    """g with |computed - exact| <= g sum_i |a_i b_i| for the products of :func:`_multiply`.
 
-    n u / (1 - n u), u = 2^-24, where no term goes through more than n roundings: for a sum in any order, all of them.
+    n u / (1 - n u), u = 2^-24 in float32, where no term goes through more than n roundings: for a sum in any order, all
+    of them.
     """
     strips = _strips(columns)
     roundings = -(-columns // strips) + strips
-    return roundings * _UNIT / (1 - roundings * _UNIT)
+    return roundings * unit / (1 - roundings * unit)
 
 
 def _strips(columns: int) -> int:
@@ -53,12 +61,12 @@ def _multiply(first: Tensor, second: Tensor, out: Tensor) -> Tensor:
 
 
 class Filter(NamedTuple):
-    """Float32 rows whose products are close to the scores, and what bounds the difference.
+    """Rows whose products are close to the scores, and what bounds the difference; float32, or float64.
 
     Attributes:
         form: The exact score's form.
         sides: One matrix (n, w) a product.
-        reach: (n,) float32 or None: lengths of the rows where the bound grows with them.
+        reach: (n,) or None: lengths of the rows where the bound grows with them.
         bound: Of the difference, relative to 1 or to the squared sum of both reaches.
     """
 
@@ -78,7 +86,7 @@ class Filter(NamedTuple):
             _multiply(self.sides[0], gallery.sides[0], out)
             if self.reach is None or gallery.reach is None:
                 return out, out.new_full((len(out),), self.bound)
-            return out, (self.reach + gallery.reach.max()).square_() * self.bound
+            return out, (self.reach + (gallery.reach.max() + _LEAST_REACH)).square_() * self.bound
         *others, last = (
             _multiply(one, other, torch.empty_like(out)) for one, other in zip(self.sides, gallery.sides, strict=True)
         )
@@ -148,7 +156,8 @@ class PackedRows:
         kept = self.dtype if self.storage is None else STORAGE[self.storage]
         if self.form == "euclidean":
             feature = self.people.feature[some].to(self.dtype)
-            feature = feature * self.scale if self.scale != 1 else feature
+            if self.scale != 1:  # a power of two beyond float32's own, where features are tiny
+                feature = (feature.double() * self.scale).to(self.dtype)
             return feature.to(kept).contiguous()
         unit_rows = ranking_functions(self.device).unit_rows
         if self.form == "product" and self.storage is None:
@@ -172,39 +181,44 @@ class PackedRows:
             if self.score != "feature":
                 features, visibility = self.people.require_parts()
                 seen = visibility[piece].to(self.dtype)
+                if self.storage is not None:
+                    seen = seen * (seen >= _LEAST_VISIBILITY)
                 unit = unit_rows(features[piece].flatten(0, 1))[0].view(*features[piece].shape)
                 target[:, self.widths[0] : -self.widths[2]] = unit.mul_(seen[:, :, None]).flatten(1)
                 target[:, -self.widths[2] :] = seen
         return rows
 
-    def filter(self, rows: Tensor) -> Filter:
-        """Float32 rows for the products, of packed rows."""
+    def filter(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Filter:
+        """Rows for the products, float32 or float64, of packed rows."""
+        unit = _UNITS[dtype]
         if self.form == "euclidean":
-            return self._distances(rows)
-        # Rows of float64 are rounded once more, and those of half types are only nearly of length 1.
+            return self._distances(rows, dtype)
+        # Rows of float64 are rounded once more to float32, and those of half types are only nearly of length 1.
         slack = 1.01 if self.storage is None else 1.05
-        extra = 4 * _UNIT if self.dtype == torch.float64 else 0.0
-        bounds = [rounding_bound(width) + extra for width in self.widths]
-        sides = tuple(side.float() for side in rows.split(self.widths, dim=1) if side.shape[1])
+        extra = 4 * unit if self.dtype == torch.float64 else 0.0
+        bounds = [rounding_bound(width, unit) + extra for width in self.widths]
+        sides = tuple(side.to(dtype) for side in rows.split(self.widths, dim=1) if side.shape[1])
         if self.form == "product":
-            return Filter(self.form, sides, None, slack * bounds[0])
+            return Filter(self.form, sides, None, slack * (bounds[0] + 4 * unit))
         if self.form == "masked":
-            return Filter(self.form, sides, None, slack * (2 * bounds[0] + 8 * _UNIT))
-        parts = bounds[1] + bounds[2] + 8 * _UNIT
-        bound = parts if self.form == "parts" else bounds[0] + PART_WEIGHT * (parts + 4 * _UNIT)
+            return Filter(self.form, sides, None, slack * (2 * bounds[0] + 8 * unit))
+        parts = bounds[1] + bounds[2] + 8 * unit
+        bound = parts if self.form == "parts" else bounds[0] + PART_WEIGHT * (parts + 4 * unit)
         return Filter(self.form, sides, None, slack * bound)
 
-    def _distances(self, rows: Tensor) -> Filter:
+    def _distances(self, rows: Tensor, dtype: torch.dtype) -> Filter:
         """-|q - g|^2 = 2 q.g - |q|^2 - |g|^2 as one product, of rows whose common centre is taken away."""
         assert self.centre is not None
-        near = (rows - self.centre).float()
-        squares = near.double().square().sum(dim=1, keepdim=True)
-        lengths = squares.sqrt()[:, 0]
-        squares, ones = squares.float(), near.new_ones((len(near), 1))
-        columns = (2 * near, -squares, -ones) if self.is_query else (near, ones, squares)
-        # Besides the product's own error: each coordinate and each square was rounded.
-        bound = 1.01 * (rounding_bound(near.shape[1] + 2) + 8 * _UNIT)
-        return Filter(self.form, (torch.cat(columns, dim=1),), (lengths * 1.0001).float(), bound)
+        wider = rows.dtype if dtype == torch.float32 else dtype
+        near = (rows.to(wider) - self.centre.to(wider)).to(dtype)
+        lengths = torch.linalg.vector_norm(near, dim=1, dtype=torch.float64)
+        squares = lengths.square().to(dtype)[:, None]
+        ones = near.new_ones((len(near), 1))
+        columns = (near * 2, -squares, -ones) if self.is_query else (near, ones, squares)
+        # Besides the product's own error: each coordinate and each square was rounded, by _LEAST_REACH^2 where it left
+        # the type's normal numbers.
+        bound = 1.01 * (rounding_bound(near.shape[1] + 2, _UNITS[dtype]) + 8 * _UNITS[dtype])
+        return Filter(self.form, (torch.cat(columns, dim=1),), (lengths * 1.0001).to(dtype), bound)
 
     def rules(self, metric: str, storage: str | None) -> dict[str, Any]:
         """What is compared and how, as plain JSON values."""
@@ -259,7 +273,7 @@ def pack_rows(
     if form == "euclidean":
         scale = _power_of_two(people, storage)
         # Near the features' middle; any vector is right.
-        centre = people[0].feature[:256].to(dtype).mul(scale).mean(dim=0)
+        centre = people[0].feature[:256].double().mul(scale).mean(dim=0).to(dtype)
         sides = [replace(side, scale=scale, centre=centre) for side in sides]
     return sides[0], sides[1]
 
@@ -277,12 +291,14 @@ def _check_mask(mask: Any, query: PersonFeatures, metric: str, score: str) -> Te
     if mask.dtype != query.feature.dtype:
         raise TypeError(f"mask: got {mask.dtype}, the query is {query.feature.dtype}; convert one of them")
     mask = mask.to(query.feature.device)
-    check_visibility(mask, "mask")
+    check_visibility(mask, "mask", "a mask weighs features from 0 to 1")
     return mask
 
 
 def _power_of_two(people: tuple[PersonFeatures, PersonFeatures], storage: str | None) -> float:
     """What brings the features' magnitudes near 1, as a power of two; 1 where they are ordinary."""
     largest = max(abs(float(end)) for side in people for end in torch.aminmax(side.feature))
-    ordinary = _SMALL <= largest <= (2.0**14 if storage == "float16" else _LARGE)
-    return 1.0 if ordinary or largest == 0 else 2.0 ** -math.frexp(largest)[1]
+    low, high = _ORDINARY[storage]
+    if low <= largest <= high or largest == 0:
+        return 1.0
+    return 2.0 ** -max(-1000, min(1000, math.frexp(largest)[1]))  # neither it nor its inverse overflows

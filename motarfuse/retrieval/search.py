@@ -86,8 +86,7 @@ def search(
     Source of the mask: Tan et al. 2022, "Dynamic Prototype Mask for Occluded Person Re-Identification".
     """
     tiles = ScoreTiles(query, gallery, metric=metric, score=score, mask=mask, storage=storage, block=block)
-    if isinstance(k, bool) or not isinstance(k, int | np.integer):
-        raise TypeError(f"k: got {type(k).__name__}, supported is an integer")
+    _check_integer(k)
     if not 1 <= k <= tiles.shape[1]:
         raise ValueError(f"k: got {k}, supported are 1 to {tiles.shape[1]}, the size of the gallery")
     if where is None:
@@ -100,6 +99,11 @@ def search(
     if len(places):
         indices = torch.where(indices >= 0, places[indices.clamp(min=0)], -1)
     return tiles.public(values), indices
+
+
+def _check_integer(k: Any) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise TypeError(f"k: got {type(k).__name__}, supported is an integer")
 
 
 def rank_lists(
@@ -115,6 +119,8 @@ def rank_lists(
     protocol: str | Protocol = "market1501",
     metric: str = "cosine",
     score: str = "auto",
+    mask: Any = None,
+    storage: str | None = None,
     block: int | None = None,
 ) -> list[RankList]:
     """The first ``k`` results of some queries with the protocol's junk left out: what ``evaluate`` ranks, to look at.
@@ -123,13 +129,13 @@ def rank_lists(
         query, gallery, query_pids, gallery_pids, query_camids, gallery_camids: As in ``evaluate``.
         k: Results a query; fewer where the gallery has fewer that count.
         queries: Query rows to list, in this order; None lists all.
-        protocol, metric, score, block: As in ``evaluate``.
+        protocol, metric, score, mask, storage, block: As in ``evaluate``.
 
     Raises:
         TypeError, ValueError: As ``evaluate``; also a ``k`` below 1 or a query row that does not exist.
     """
     rules = get_protocol(protocol)
-    tiles = ScoreTiles(query, gallery, metric=metric, score=score, block=block)
+    tiles = ScoreTiles(query, gallery, metric=metric, score=score, mask=mask, storage=storage, block=block)
     num_query, num_gallery = tiles.shape
     pids = as_labels(query_pids, "query_pids", num_query)
     matched = as_labels(gallery_pids, "gallery_pids", num_gallery)
@@ -145,6 +151,7 @@ def rank_lists(
         raise TypeError(f"queries: got {chosen.dtype} of shape {chosen.shape}, supported is a list of row numbers")
     if chosen.size and (chosen.min() < 0 or chosen.max() >= num_query):
         raise ValueError(f"queries: got rows {chosen.min()} to {chosen.max()}, supported are 0 to {num_query - 1}")
+    _check_integer(k)
     if k < 1:
         raise ValueError(f"k: got {k}, supported is at least 1")
     if chosen.size == 0:

@@ -93,5 +93,5 @@ def _deviation(table: np.ndarray) -> np.ndarray:
 
 def _rules(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be equal: all but sizes and their hash."""
-    keys = ("protocol", "ties", "metric", "score", "score_dtype", "feature_width", "parts")
+    keys = ("protocol", "ties", "metric", "score", "score_dtype", "feature_width", "parts", "storage", "mask")
     return {key: manifest.get(key) for key in keys}

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from motarfuse.ops.ranking import ranking_functions
 from motarfuse.retrieval.memory import available_bytes
-from motarfuse.retrieval.rows import check_storage, pack_rows
+from motarfuse.retrieval.rows import PackedRows, check_storage, pack_rows
 from motarfuse.retrieval.scores import PART_EPSILON, PART_WEIGHT, exact_products
 
 # Queries and gallery entries of a tile. On a CPU 8 MiB of scores: the matrix product runs as fast as on a whole table;
@@ -25,6 +26,9 @@ GPU_TILE = (4096, 16384)
 # piece, again for every pass.
 _SHARE = 0.25
 _PIECE_BYTES = 256 << 20
+_QUERY_BYTES = 64 << 20
+# Scores of a tile that any machine has room for.
+_LEAST_TILE = 1 << 16
 
 
 class Tile(NamedTuple):
@@ -33,8 +37,9 @@ class Tile(NamedTuple):
     Attributes:
         queries: Places of the tile's queries among the chosen ones.
         first: Gallery index of the first column.
-        scores: (n, T) float32, larger is better; NaN is unknown. The receiver may write over them.
-        slack: (n,) float32, |score - exact score| at most.
+        scores: (n, T) float32, or float64 where asked for; larger is better; NaN is unknown. The receiver may write
+            over them, and the next tile does.
+        slack: (n,), |score - exact score| at most.
         query, gallery: (n, W) and (T, W) packed rows.
     """
 
@@ -91,7 +96,7 @@ class ScoreTiles:
         storage: str | None = None,
         block: int | None = None,
     ) -> None:
-        if block is not None and (isinstance(block, bool) or not isinstance(block, int) or block < 1):
+        if block is not None and (isinstance(block, bool) or not isinstance(block, int | np.integer) or block < 1):
             raise ValueError(f"block: got {block!r}, supported is None or a number of queries of at least 1")
         check_storage(storage)
         with torch.no_grad():
@@ -104,7 +109,7 @@ class ScoreTiles:
         self.functions = ranking_functions(self.device)
         self._tile = GPU_TILE if self.device.type == "cuda" else CPU_TILE
         if block is not None:
-            self._tile = (block, self._tile[1])
+            self._tile = (int(block), self._tile[1])
         self._kept_rows: Tensor | None = None
 
     @property
@@ -136,48 +141,64 @@ class ScoreTiles:
                 return
         yield 0, self._kept_rows
 
-    def tiles(self, queries: Tensor | None = None) -> Iterator[Tile]:
-        """Yields tiles until all queries, or those with these indices, have met the whole gallery, in its order."""
+    def tiles(self, queries: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Iterator[Tile]:
+        """Yields tiles until all queries, or those with these indices, have met the whole gallery, in its order.
+
+        ``dtype`` float64 makes scores so close to the exact ones that hardly a pair is undecided, at twice the cost.
+        """
         if not len(self._gallery):
             return
-        query = self._query.rows()
-        if queries is not None:
-            query = query[queries.to(query.device)]
-        query_filter = self._query.filter(query.to(self.dtype))
-        height = min(self._tile[0], len(query))
-        buffer: Tensor | None = None
-        for start, piece in self._pieces():
-            for rows in piece.split(self._tile[1]):
-                gallery = rows.to(self.dtype)
-                gallery_filter = self._gallery.filter(gallery)
-                if buffer is None:
-                    buffer = torch.empty(height * len(gallery), dtype=torch.float32, device=self.device)
-                for i in range(0, len(query), height):
-                    some = slice(i, min(i + height, len(query)))
-                    count = some.stop - i
-                    out = buffer[: count * len(gallery)].view(count, len(gallery))
-                    with torch.no_grad(), exact_products(self.device):
-                        scores, slack = query_filter.select(some).scores(gallery_filter, out)
-                    yield Tile(some, start, scores, slack, query[some].to(self.dtype), gallery)
-                start += len(gallery)
+        source = self._query if queries is None else self._query.select(queries.to(self.device))
+        height, width = self._tile_size(len(source), dtype)
+        buffer = torch.empty(height * width, dtype=dtype, device=self.device)
+        for start, query in self._query_pieces(source):
+            query_filter = source.filter(query, dtype)
+            for first, piece in self._pieces():
+                for stretch in piece.split(width):
+                    gallery = stretch.to(self.dtype)
+                    gallery_filter = self._gallery.filter(gallery, dtype)
+                    for i in range(0, len(query), height):
+                        some = slice(i, min(i + height, len(query)))
+                        count = some.stop - i
+                        out = buffer[: count * len(gallery)].view(count, len(gallery))
+                        with torch.no_grad(), exact_products(self.device):
+                            scores, slack = query_filter.select(some).scores(gallery_filter, out)
+                        yield Tile(slice(start + i, start + some.stop), first, scores, slack, query[some], gallery)
+                    first += len(gallery)
+
+    def _tile_size(self, queries: int, dtype: torch.dtype) -> tuple[int, int]:
+        """Queries and gallery entries of a tile: the device's best, or what an eighth of the free memory holds."""
+        height, width = min(self._tile[0], max(1, queries)), min(self._tile[1], len(self._gallery))
+        tables = {"product": 1, "euclidean": 1, "parts": 3, "sum": 4, "masked": 4}[self._query.form]
+        most = available_bytes(self.device) // 8 // (tables * dtype.itemsize)
+        while height * width > max(most, _LEAST_TILE):
+            height, width = (-(-height // 2), width) if height >= width else (height, -(-width // 2))
+        return height, width
+
+    def _query_pieces(self, source: PackedRows) -> Iterator[tuple[int, Tensor]]:
+        """(first index, packed rows) of some queries, as many at a time as are small beside the features."""
+        size = max(1, _QUERY_BYTES // (source.width * self.dtype.itemsize))
+        for start in range(0, len(source), size):
+            yield start, source.rows(slice(start, start + size)).to(self.dtype)
 
     def pair_scores(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Exact scores (m,) float64 of the pairs of query ``rows`` and gallery ``columns``, int64 each."""
-        query = self._query.rows()
-        found = torch.empty(len(rows), dtype=torch.float64, device=self.device)
         rows, columns = (places.to(self.device).contiguous() for places in (rows, columns))
-        for first, piece in self._pieces():
-            if len(piece) == len(self._gallery):
-                return self._exact(query, piece, rows, columns)
-            inside = ((columns >= first) & (columns < first + len(piece))).nonzero().flatten()
-            found[inside] = self._exact(query, piece, rows[inside], columns[inside] - first)
+        found = torch.empty(len(rows), dtype=torch.float64, device=self.device)
+        for start, query in self._query_pieces(self._query):
+            for first, piece in self._pieces():
+                if (len(query), len(piece)) == self.shape:
+                    return self._exact(query, piece, rows, columns)
+                inside = (rows >= start) & (rows < start + len(query))
+                inside &= (columns >= first) & (columns < first + len(piece))
+                chosen = inside.nonzero().flatten()
+                found[chosen] = self._exact(query, piece, rows[chosen] - start, columns[chosen] - first)
         return found
 
     def _exact(self, query: Tensor, gallery: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        if query.dtype != self.dtype:  # rows kept in half types: only those that are asked for become float32
-            used, rows = rows.unique(return_inverse=True)
-            others, columns = columns.unique(return_inverse=True)
-            query, gallery = query[used].to(self.dtype), gallery[others].to(self.dtype)
+        if gallery.dtype != self.dtype:  # rows kept in half types: only those that are asked for become float32
+            used, columns = columns.unique(return_inverse=True)
+            gallery = gallery[used].to(self.dtype)
         return self.functions.pair_scores(query, gallery, rows, columns, *self.form)
 
     def public(self, scores: Tensor) -> Tensor:

@@ -65,7 +65,11 @@ class Where:
             _interval(getattr(self, name), name)
         for name in ("camids", "not_camids", "pids", "not_pids"):
             values = getattr(self, name)
-            if values is not None and (isinstance(values, str) or not all(_is_integer(value) for value in values)):
+            if values is not None and not (
+                isinstance(values, Collection | np.ndarray)
+                and not isinstance(values, str)
+                and all(_is_integer(value) for value in values)
+            ):
                 raise TypeError(f"where.{name}: got {values!r}, supported is a collection of integers")
 
 
@@ -78,6 +82,8 @@ def _interval(ends: tuple[float | None, float | None] | None, name: str) -> tupl
         return -np.inf, np.inf
     if not isinstance(ends, tuple | list) or len(ends) != 2:
         raise TypeError(f"where.{name}: got {ends!r}, supported is a pair (earliest, latest), None for an open end")
+    if not all(end is None or isinstance(end, int | float | np.integer | np.floating) for end in ends):
+        raise TypeError(f"where.{name}: got {ends!r}, supported are numbers and None")
     low, high = (default if end is None else float(end) for end, default in zip(ends, (-np.inf, np.inf), strict=True))
     if not low <= high:
         raise ValueError(f"where.{name}: got {ends!r}, the earliest comes after the latest")
@@ -96,6 +102,11 @@ def resolve(
     Raises:
         TypeError, ValueError: Labels that a condition needs are missing, or are not what ``Labels`` says.
     """
+    if not isinstance(where, Where):
+        raise TypeError(f"where: got {type(where).__name__}, supported is a Where")
+    for name, one in (("query_labels", query), ("gallery_labels", gallery)):
+        if one is not None and not isinstance(one, Labels):
+            raise TypeError(f"{name}: got {type(one).__name__}, supported is Labels")
     sides = {"query": (query or Labels(), shape[0]), "gallery": (gallery or Labels(), shape[1])}
 
     def labels(side: str, name: str, condition: str) -> np.ndarray:

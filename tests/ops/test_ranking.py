@@ -277,41 +277,20 @@ def test_a_slack_without_an_end_finds_the_best_too(slack: float) -> None:
         assert_same_lists(collect(case, garbage, 64, 9, largest), best(case, case.counts(), 9, largest))
 
 
-# Histograms ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count_of_thresholds", [0, 1, 5, 63, 64, 1000, 20000])
-def test_histograms_count_every_score_once(count_of_thresholds: int) -> None:
-    case = tiles(6, "product", entries=300)
-    limits = normal(3, torch.float32)(count_of_thresholds).mul(5).sort().values
-    scores = case.exact.float()
-    scores[:, ::3] = limits[torch.randint(count_of_thresholds, (7, 100))] if count_of_thresholds else 0.0
-    scores[0, 1], scores[0, 2], scores[2, 4] = torch.inf, -torch.inf, 1e30
-    bins = torch.stack([(limits <= score).sum() for score in scores[case.counts()]])
-    wanted = torch.bincount(bins, minlength=count_of_thresholds + 1) + 3
-    histogram = torch.full((count_of_thresholds + 1,), 3)
-    for first, piece, _ in case.pieces(scores, 130):
-        operator("score_histogram")(piece, first, case.left_out_starts, case.left_out, limits, histogram)
-    assert torch.equal(histogram, wanted)
-
-
 # Calls --------------------------------------------------------------------------------------------------------------
 
 
 def test_results_do_not_depend_on_threads() -> None:
     case = tiles(9, "sum", queries=300, entries=200)
     given = thresholds(case, 1, 100)
-    limits = normal(3, torch.float32)(500).sort().values
     features = normal(1, torch.float32)(2000, 65)
     found = []
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            histogram = torch.zeros(501, dtype=torch.int64)
             scores = case.scores(1)
-            operator("score_histogram")(scores.clone(), 0, case.left_out_starts, case.left_out, limits, histogram)
-            results = (*operator("unit_rows")(features), *collect(case, scores, 200, 10), histogram)
+            results = (*operator("unit_rows")(features), *collect(case, scores, 200, 10))
             found.append((count(case, given, scores, 200), *results))
     finally:
         torch.set_num_threads(before)
@@ -381,10 +360,10 @@ def test_the_operators_pass_opcheck() -> None:
     torch.library.opcheck(operator("unit_rows"), (features,))
     pairs = (case.query, case.gallery, torch.tensor([1, 0]), torch.tensor([3, 8]), *case.form)
     torch.library.opcheck(operator("pair_scores"), pairs)
-    assert set(SCHEMAS) == {"unit_rows", "pair_scores", "count_before", "collect_top", "score_histogram"}
+    assert set(SCHEMAS) == {"unit_rows", "pair_scores", "count_before", "collect_top"}
 
 
 @pytest.mark.parametrize("capability", ["avx2", "baseline"])
 def test_variants_for_older_processors_agree(capability: str) -> None:
-    tests = ["bits", "rounded", "counts", "slack", "equal", "best", "rule", "histograms", "ties"]
+    tests = ["bits", "rounded", "counts", "slack", "equal", "best", "rule", "ties"]
     check_on_older_processors(__file__, capability, " or ".join(tests))

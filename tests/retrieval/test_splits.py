@@ -49,6 +49,8 @@ def test_splits_that_were_counted_in_other_ways_have_no_mean() -> None:
         mean_of_splits([])
     with pytest.raises(ValueError, match="number 1 differs from the first in metric"):
         mean_of_splits([split(0), split(1, metric="euclidean")])
+    with pytest.raises(ValueError, match="number 1 differs from the first in storage"):
+        mean_of_splits([split(0), split(1, storage="float16")])
     with pytest.raises(ValueError, match="number 1 differs from the first in protocol"):
         mean_of_splits([split(0), split(1, average_precision="trapezoid")])
     with pytest.raises(ValueError, match="number 1 differs from the first in ties"):

@@ -55,6 +55,14 @@ def test_half_features_of_integers_change_nothing() -> None:
     assert (changes.order_changed, changes.mean_overlap, changes.largest_score_difference) == (0.0, 1.0, 0.0)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-5, 1e5])
+def test_small_and_large_features_lose_no_more_than_others(scale: float) -> None:
+    query, gallery = clouds()
+    ordinary = storage_changes(query, gallery, metric="euclidean")
+    scaled = storage_changes(query * scale, gallery * scale, metric="euclidean")
+    assert scaled.order_changed == pytest.approx(ordinary.order_changed, abs=0.05)
+
+
 def test_unknown_storage_is_named() -> None:
     with pytest.raises(ValueError, match="storage: got 'int8', supported are None, float16, bfloat16"):
         search(*clouds(), 3, storage="int8")

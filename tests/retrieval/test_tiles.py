@@ -123,7 +123,7 @@ def test_the_library_that_multiplies_decides_nothing(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(rows, "_multiply", shaken)
     for found, wanted in zip(top_k(ScoreTiles(query, gallery), 60), expected, strict=True):
         assert torch.equal(found, wanted)
-    monkeypatch.setattr(rows, "rounding_bound", lambda _: 0.0)
+    monkeypatch.setattr(rows, "rounding_bound", lambda *_: 0.0)
     monkeypatch.setattr(rows, "_multiply", lambda *arguments: shaken(*arguments).add_(1e-3 * torch.arange(120.0)))
     assert not torch.equal(top_k(ScoreTiles(query, gallery), 60)[1], expected[1])
 
@@ -143,16 +143,101 @@ def test_ranks_of_entries_are_those_of_a_stable_sort() -> None:
     assert torch.equal(counts.view(7, 6), place.gather(1, columns))
 
 
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_distances_of_extreme_features_keep_their_order(scale: float) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-12, 1e12, 1e30, 1e37])
+def test_distances_of_extreme_features_keep_their_order(scale: float, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
-    query, gallery = (torch.randn(rows, 8, generator=generator) for rows in (3, 50))
-    expected, order = top_k(ScoreTiles(query, gallery, metric="euclidean"), 50)[:2]
-    scores = ScoreTiles(query * scale, gallery * scale, metric="euclidean")
+    query, gallery = (
+        (torch.randn(count, 8, generator=generator, dtype=torch.float64) * scale).to(dtype) for count in (3, 50)
+    )
+    # Scaled back exactly: what rounding has left of tiny numbers is what is ranked.
+    back = 2.0 ** -round(np.log2(scale))
+    expected = torch.cdist(query.double() * back, gallery.double() * back)
+    scores = ScoreTiles(query, gallery, metric="euclidean")
     values, found = top_k(scores, 50)[:2]
-    assert (order == found).double().mean() > 0.99  # the features were rounded once more
-    distances = scores.public(values).double() / scale
-    assert torch.allclose(distances, expected.neg().sqrt(), rtol=1e-5, atol=0)
+    assert torch.equal(expected.sort(dim=1, stable=True).indices, found)
+    if scale > 1e-38:
+        distances = scores.public(values).double() * back
+        assert torch.allclose(distances, expected.gather(1, found), rtol=1e-6, atol=0)
+
+
+def test_tiny_and_ordinary_features_beside_each_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for tiny in (1e-15, 1e-19, 1e-21, 1e-23, 1e-30):
+        query, gallery = (torch.randn(count, 32, generator=generator) * tiny for count in (5, 1500))
+        gallery[0] = 1.0  # sets the scale; the second tile has tiny rows alone
+        scores = ScoreTiles(query, gallery, metric="euclidean")
+        exact = oracle.table(scores)
+        for tile in scores.tiles():
+            expected = exact[tile.queries, tile.first : tile.first + len(tile.gallery)]
+            assert ((tile.scores.double() - expected).abs() <= tile.slack.double()[:, None]).all()
+        order = exact.sort(dim=1, descending=True, stable=True).indices
+        assert torch.equal(top_k(scores, 20)[1], order[:, :20])
+
+
+def test_masks_whose_squares_leave_float32_are_ranked_exactly() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = (torch.randn(count, 16, generator=generator) for count in (4, 300))
+    mask = torch.rand(4, 16, generator=generator) * torch.tensor([[1.0], [1e-12], [1e-16], [1e-18]])
+    scores = ScoreTiles(query, gallery, mask=mask)
+    (tile,) = scores.tiles()
+    known = ~tile.scores.isnan()
+    assert known[0].all()
+    assert not known[2:].any()
+    assert ((tile.scores.double() - oracle.table(scores)).abs() <= tile.slack.double()[:, None])[known].all()
+    order = oracle.table(scores).sort(dim=1, descending=True, stable=True).indices
+    assert torch.equal(top_k(scores, 300)[1], order)
+
+
+@pytest.mark.parametrize("storage", [None, "float16"])
+def test_a_part_that_is_hardly_seen_keeps_the_bound(storage: str | None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    sides = [
+        PersonFeatures(
+            torch.randn(count, 4, generator=generator),
+            torch.rand(count, 2, 2048, generator=generator),
+            torch.rand(count, 2, generator=generator) * 10.0 ** torch.randint(-7, 1, (count, 2), generator=generator),
+        )
+        for count in (20, 200)
+    ]
+    scores = ScoreTiles(*sides, score="parts", storage=storage)
+    (tile,) = scores.tiles()
+    exact = oracle.table(scores)
+    assert ((tile.scores.double() - exact).abs() <= tile.slack.double()[:, None]).all()
+    hardly = PersonFeatures(torch.ones(1, 4), torch.ones(1, 1, 4096), torch.full((1, 1), 1e-5))
+    whole = PersonFeatures(torch.ones(1, 4), torch.ones(1, 1, 4096), torch.ones(1, 1))
+    assert oracle.table(ScoreTiles(hardly, whole, score="parts", storage=storage)).item() <= 1e-5 / (1e-5 + 1e-6)
+
+
+def test_scores_in_float64_are_closer_still() -> None:
+    query, gallery = people(9, 1, torch.float32, 100.0), people(300, 2, torch.float32, 100.0)
+    for arguments in kinds(torch.float32).values():
+        scores = ScoreTiles(query, gallery, **arguments)
+        exact = oracle.table(scores)
+        (tile,) = scores.tiles(dtype=torch.float64)
+        error = (tile.scores - exact).abs()
+        known = ~error.isnan()
+        assert (error <= tile.slack[:, None])[known].all()
+        assert tile.slack.max() < 1e-8 * max(1.0, float(exact.abs().max()))
+
+
+def test_tiles_shrink_with_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = torch.randn(3000, 2)
+    monkeypatch.setattr(tiles, "available_bytes", lambda _: 8 * 4 * 100_000)
+    shapes = {tuple(tile.scores.shape) for tile in ScoreTiles(side, side).tiles()}
+    assert 50_000 < max(rows * columns for rows, columns in shapes) <= 100_000
+
+
+def test_queries_are_packed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, gallery = people(70, 1, torch.float32), people(200, 2, torch.float32)
+    expected = top_k(ScoreTiles(query, gallery), 9, torch.arange(5, 70))
+    pairs = torch.arange(70), torch.arange(70) * 2
+    exact = ScoreTiles(query, gallery).pair_scores(*pairs)
+    monkeypatch.setattr(tiles, "_QUERY_BYTES", 16 * 4 * (70 + 5 * 33 + 5))
+    for found, wanted in zip(top_k(ScoreTiles(query, gallery), 9, torch.arange(5, 70)), expected, strict=True):
+        assert torch.equal(found, wanted)
+    assert torch.equal(ScoreTiles(query, gallery).pair_scores(*pairs), exact)
+    assert max(len(tile.query) for tile in ScoreTiles(query, gallery).tiles()) == 16
 
 
 def test_free_memory_is_a_number_of_bytes() -> None:

@@ -112,6 +112,8 @@ def test_missing_labels_are_named(where: dict[str, Any], message: str) -> None:
         ({"after": 3}, TypeError, "where.after: got 3, supported is a pair"),
         ({"camids": ["a"]}, TypeError, "where.camids: got .* a collection of integers"),
         ({"pids": "12"}, TypeError, "where.pids: got '12'"),
+        ({"not_camids": 5}, TypeError, "where.not_camids: got 5, supported is a collection of integers"),
+        ({"between": ("a", "b")}, TypeError, "where.between: got .* supported are numbers and None"),
     ],
 )
 def test_conditions_are_checked(where: dict[str, Any], kind: type[Exception], message: str) -> None:
@@ -121,6 +123,10 @@ def test_conditions_are_checked(where: dict[str, Any], kind: type[Exception], me
 
 def test_labels_are_checked() -> None:
     query, gallery = torch.randn(2, 4), torch.randn(5, 4)
+    with pytest.raises(TypeError, match="where: got dict, supported is a Where"):
+        search(query, gallery, 3, where={"camids": [1]})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="gallery_labels: got dict, supported is Labels"):
+        search(query, gallery, 3, where=Where(camids=[1]), gallery_labels={})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"gallery_labels.camids: got 3 values for 5 rows"):
         search(query, gallery, 3, where=Where(camids=[1]), gallery_labels=Labels(camids=[1, 2, 3]))
     with pytest.raises(TypeError, match=r"gallery_labels.times: got <U1 values, supported are numbers"):
