@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 
 #include "host_device.h"
 #include "ranking.h"
@@ -106,7 +105,7 @@ MOTARFUSE_HOST_DEVICE void normalize_row(const int64_t* starts, int64_t row, dou
 // has room for `count` places. Writes nothing where `columns` is null.
 MOTARFUSE_HOST_DEVICE int64_t average_rows(const SparseRows& rows, const int32_t* samples, int64_t count,
                                            int64_t* heads, int32_t* columns, double* values) {
-  constexpr int32_t kNone = std::numeric_limits<int32_t>::max();
+  constexpr int32_t kNone = INT32_MAX;
   for (int64_t i = 0; i < count; ++i) heads[i] = rows.starts[samples[i]];
   for (int64_t length = 0;; ++length) {
     int32_t column = kNone;

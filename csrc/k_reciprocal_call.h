@@ -1,6 +1,7 @@
 // Arguments of the k-reciprocal operators, checked; the CPU and the GPU share them.
 #pragma once
 
+#include <limits>
 #include <optional>
 
 #include "k_reciprocal.h"

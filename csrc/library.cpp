@@ -42,6 +42,11 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CUDA, library) {
   library.impl("part_pool_forward", TORCH_BOX(&motarfuse::part_pool_forward_cuda));
   library.impl("part_pool_backward", TORCH_BOX(&motarfuse::part_pool_backward_cuda));
   library.impl("motion_attention_backward", TORCH_BOX(&motarfuse::motion_attention_backward_cuda));
+  library.impl("k_reciprocal_neighbors", TORCH_BOX(&motarfuse::k_reciprocal_neighbors_cuda));
+  library.impl("k_reciprocal_expand", TORCH_BOX(&motarfuse::k_reciprocal_expand_cuda));
+  library.impl("k_reciprocal_normalize", TORCH_BOX(&motarfuse::k_reciprocal_normalize_cuda));
+  library.impl("k_reciprocal_average", TORCH_BOX(&motarfuse::k_reciprocal_average_cuda));
+  library.impl("k_reciprocal_overlap", TORCH_BOX(&motarfuse::k_reciprocal_overlap_cuda));
   library.impl("unit_rows", TORCH_BOX(&motarfuse::unit_rows_cuda));
   library.impl("pair_scores", TORCH_BOX(&motarfuse::pair_scores_cuda));
   library.impl("count_before", TORCH_BOX(&motarfuse::count_before_cuda));

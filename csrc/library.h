@@ -127,6 +127,7 @@ void collect_top_cpu(Tensor scores, const Tensor& slack, const Tensor& query, co
                      double earliest, double latest, Tensor values, Tensor indices, Tensor filled);
 
 #if defined(MOTARFUSE_WITH_CUDA)
+MOTARFUSE_DECLARE_K_RECIPROCAL(cuda);
 MOTARFUSE_DECLARE_PART_MOMENTS(cuda);
 MOTARFUSE_DECLARE_PART_POOL(cuda);
 MOTARFUSE_DECLARE_MOTION_WARP(cuda);

@@ -19,6 +19,7 @@ from motarfuse.engine.protocol_choice import AUTO
 from motarfuse.engine.split_evaluations import evaluate_splits, with_split
 from motarfuse.errors import ConfigError
 from motarfuse.models.packaged import packaged_name
+from motarfuse.retrieval.rerank_variants import VARIANTS
 
 EXAMPLES = """
 examples:
@@ -26,6 +27,7 @@ examples:
   motarfuse evaluate runs/second --data data/synthped/occluded --score parts
   motarfuse evaluate runs/video --data data/walks/video --frames evenly --clip-length 4
   motarfuse evaluate runs/first --data data/synthped/occluded --by occlusion --confidence --roc
+  motarfuse evaluate runs/first --data data/synthped/occluded --rerank
   motarfuse evaluate runs/video --data prid2011 --kind prid2011 --split all
   motarfuse evaluate runs/first/checkpoints/step-00000300 --data Market-1501-v15.09.15 --kind market1501 --flip
 
@@ -77,6 +79,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--roc", action="store_true", help="TPR and thresholds at false positive rates: is this pair one person?"
     )
+    parser.add_argument(
+        "--rerank",
+        nargs="?",
+        const="zhong2017",
+        choices=VARIANTS,
+        metavar="VARIANT",
+        help="the numbers after k-reciprocal re-ranking of the features too: zhong2017 (default), the published "
+        f"formula, or {', '.join(name for name in VARIANTS if name != 'zhong2017')}, those of toolkits",
+    )
     add_encoding(parser)
     add_clips(parser)
     parser.add_argument(
@@ -99,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         "metric": args.metric,
         "score": args.score,
         "sampling": clips(args),
-        "details": Details(tuple(args.by), args.roc, args.confidence, args.average_precision),
+        "details": Details(tuple(args.by), args.roc, args.confidence, args.average_precision, args.rerank),
         "out": out,
         **encoding(args),
     }
@@ -108,11 +119,14 @@ def run(args: argparse.Namespace) -> int:
         _say_protocol(found.evaluations[0], args.protocol)
         console.console.print(evaluation_table(list(found.evaluations)))
         console.console.print(splits_table(found.means))
+        for evaluation in found.evaluations:
+            _say_reranked(evaluation)
     else:
         kind = args.kind if args.split is None else with_split(args.kind, _split(args.split))
         evaluation = evaluate_checkpoint(folder, args.data, kind=kind, **options)
         _say_protocol(evaluation, args.protocol)
         console.console.print(evaluation_table([evaluation]))
+        _say_reranked(evaluation)
         for table in detail_tables(evaluation.record):
             console.console.print(table)
     console.info(f"written to {out / 'evaluations' / f'{name}.json'}")
@@ -132,6 +146,22 @@ def _say_protocol(evaluation: Evaluation, asked: str) -> None:
     console.info(f"protocol {evaluation.protocol}{why}")
     for note in evaluation.record["notes"]:
         console.info(note)
+
+
+def _say_reranked(evaluation: Evaluation) -> None:
+    """The numbers after re-ranking, beside those of the feature before."""
+    found = evaluation.record.get("rerank")
+    if found is None:
+        return
+    before, after = evaluation.record["scores"]["feature"], found["metrics"]
+    numbers = ", ".join(
+        f"{title} {100 * before[key]:.1f} -> {100 * after[key]:.1f}"
+        for key, title in (("mAP", "mAP"), ("rank1", "Rank-1"), ("rank5", "Rank-5"), ("mINP", "mINP"))
+    )
+    console.info(
+        f"{evaluation.name}, re-ranked by {found['variant']} (k1 {found['k1']}, k2 {found['k2']}, lambda "
+        f"{found['lambda']:g}): {numbers}"
+    )
 
 
 def _run_of(checkpoint: Path) -> Path:

@@ -11,6 +11,7 @@ from motarfuse.retrieval.breakdowns import CameraPair, camera_pairs
 from motarfuse.retrieval.features import PersonFeatures
 from motarfuse.retrieval.metrics import evaluate
 from motarfuse.retrieval.protocols import PROTOCOLS, Protocol
+from motarfuse.retrieval.query_expansion import augment_gallery, expand_queries
 from motarfuse.retrieval.rerank import Reranking, rerank
 from motarfuse.retrieval.result import EvaluationResult, GroupNumbers
 from motarfuse.retrieval.roc import OperatingPoint, VerificationResult, verify
@@ -38,9 +39,11 @@ __all__ = [
     "StorageChanges",
     "VerificationResult",
     "Where",
+    "augment_gallery",
     "camera_pairs",
     "choose_score",
     "evaluate",
+    "expand_queries",
     "mean_of_splits",
     "rank_lists",
     "rerank",

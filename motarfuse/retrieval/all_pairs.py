@@ -8,7 +8,7 @@ from torch import Tensor
 from motarfuse.ops.ranking import ranking_functions
 from motarfuse.retrieval.features import PersonFeatures
 from motarfuse.retrieval.ranks import PairRules
-from motarfuse.retrieval.rows import Filter, pack_rows
+from motarfuse.retrieval.rows import pack_rows
 from motarfuse.retrieval.scores import PART_EPSILON, PART_WEIGHT, exact_products
 
 # Samples of a block: on a CPU its products with another (4 MiB) and their transpose stay near the caches.
@@ -38,16 +38,18 @@ def nearest_and_farthest(samples: Tensor, k: int, block: int | None = None) -> t
     nearest = _Lists(count, k, True, device)
     farthest = _Lists(count, 1, False, device)
     size = (_GPU_BLOCK if device.type == "cuda" else _CPU_BLOCK) if block is None else block
-    filters = side.filter(rows)
+    # Block by block: a filter of all rows at once would take several copies of them on its way.
+    filters = [side.filter(some) for some in rows.split(size)]
+    # Kept: memory that is given back and asked for again for each pair of blocks falls to pieces.
+    buffers = torch.empty((2, min(size, count) ** 2), dtype=torch.float32, device=device)
     no_starts = torch.zeros(min(size, count) + 1, dtype=torch.int64, device=device)
 
     def collect(some: slice, first: int, entries: Tensor, scores: Tensor, slack: Tensor) -> None:
         starts = no_starts[: some.stop - some.start + 1]
-        for lists in (farthest, nearest):
-            # Whoever collects may write over the scores.
-            given = scores.clone() if lists is farthest else scores
+        # Collecting the smallest turns the scores around; the largest, with nobody left out, leaves them as they are.
+        for lists in (nearest, farthest):
             functions.collect_top(
-                given, slack, rows[some], entries, first, starts, nobody, *form, lists.largest, *free,
+                scores, slack, rows[some], entries, first, starts, nobody, *form, lists.largest, *free,
                 lists.values[some], lists.indices[some], lists.filled[some],
             )  # fmt: skip
 
@@ -58,12 +60,15 @@ def nearest_and_farthest(samples: Tensor, k: int, block: int | None = None) -> t
         columns = other.filter(entries)
         for start in range(0, first + 1, size):
             some = slice(start, min(start + size, count))
-            out = torch.empty((some.stop - start, len(entries)), dtype=torch.float32, device=device)
+            shape = some.stop - start, len(entries)
+            out = buffers[0, : shape[0] * shape[1]].view(shape)
             with exact_products(device):
-                scores, slack = filters.select(some).scores(columns, out)
-            if start < first:
-                collect(own, start, rows[some], scores.T.contiguous(), _slack(filters, own, some))
+                scores, slack = filters[start // size].scores(columns, out)
+            turned = buffers[1, : shape[0] * shape[1]].view(shape[1], shape[0]).copy_(scores.T)
             collect(some, first, entries, scores, slack)
+            if start < first:
+                # The largest bound of the rows holds for each of their pairs, whichever side is asked.
+                collect(own, start, rows[some], turned, slack.max().expand(len(entries)).contiguous())
     return nearest.indices.to(torch.int32), farthest.values[:, 0].neg()
 
 
@@ -76,9 +81,3 @@ class _Lists:
         self.values = torch.full((count, k), worst, dtype=torch.float64, device=device)
         self.indices = torch.full((count, k), -1, dtype=torch.int64, device=device)
         self.filled = torch.zeros(count, dtype=torch.int64, device=device)
-
-
-def _slack(filters: Filter, rows: slice, columns: slice) -> Tensor:
-    """The bound of the products of some rows with some columns, which is the same for both sides of a pair."""
-    assert filters.reach is not None
-    return (filters.reach[rows] + filters.reach[columns].max()).square_() * filters.bound

@@ -14,10 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from motarfuse.retrieval.features import PersonFeatures
 from motarfuse.retrieval.k_reciprocal import Encoding, Overlaps, row_of, starts_of
 from motarfuse.retrieval.ranks import PairRules
 from motarfuse.retrieval.rerank_variants import RerankVariant
-from motarfuse.retrieval.tiles import ScoreTiles, Tile
+from motarfuse.retrieval.rows import Filter, pack_rows
+from motarfuse.retrieval.scores import exact_products
+from motarfuse.retrieval.tiles import CPU_TILE, GPU_TILE, ScoreTiles, Tile
 
 # A lambda below this is far below what float64 resolves beside 1; its inverse must not overflow.
 _LEAST_LAMBDA = 1e-200
@@ -60,6 +63,12 @@ class RerankedOrder:
         kept: Tensor | None = None,
     ) -> None:
         self.tiles = ScoreTiles(query, gallery, metric="euclidean", block=block)
+        sides = PersonFeatures(query), PersonFeatures(gallery if kept is None else gallery[kept])
+        self._packed, self._other = pack_rows(*sides, "euclidean", "feature", None, None)
+        self._tile = GPU_TILE if self.tiles.device.type == "cuda" else CPU_TILE
+        if block is not None:
+            self._tile = (int(block), self._tile[1])
+        self._stretches: list[tuple[Tensor, Filter]] | None = None
         self.encoding = encoding
         self.variant = variant
         self.share = share
@@ -107,13 +116,31 @@ class RerankedOrder:
         """d* of squared distances."""
         return (1 - self.share) * jaccard + self.share * self.variant.distance(squared, largest)
 
+    def _scored(self, queries: Tensor) -> Iterator[Tile]:
+        """``ScoreTiles.tiles`` of a few queries at a time: what it makes of the gallery is kept for the next ones."""
+        if self._stretches is None:
+            self._stretches = [(some, self._other.filter(some)) for some in self._other.rows().split(self._tile[1])]
+        source = self._packed.select(queries)
+        buffer = torch.empty(
+            min(self._tile[0], len(source)) * self._tile[1], dtype=torch.float32, device=queries.device
+        )
+        for start in range(0, len(source), self._tile[0]):
+            query = source.rows(slice(start, start + self._tile[0]))
+            filters, first = source.filter(query), 0
+            for gallery, others in self._stretches:
+                out = buffer[: len(query) * len(gallery)].view(len(query), len(gallery))
+                with torch.no_grad(), exact_products(query.device):
+                    scores, slack = filters.scores(others, out)
+                yield Tile(slice(start, start + len(query)), first, scores, slack, query, gallery)
+                first += len(gallery)
+
     def scan(self, queries: Tensor, overlaps: Overlaps, visit: Callable[[Tile], None]) -> Bounded:
         """Shows the tiles of these queries to ``visit``, and bounds the keys of the overlapping entries by them."""
         codes = self.codes(overlaps.rows, overlaps.columns)
         if self.share == 0:
             return Bounded(overlaps, codes, overlaps.jaccard, overlaps.jaccard)
         low, high = torch.empty_like(overlaps.jaccard), torch.empty_like(overlaps.jaccard)
-        for tile in self.tiles.tiles(queries):
+        for tile in self._scored(queries):
             own = torch.arange(tile.queries.start, tile.queries.stop, device=codes.device)
             ends = self.codes(
                 own[:, None], torch.tensor([tile.first, tile.first + len(tile.gallery)], device=own.device)

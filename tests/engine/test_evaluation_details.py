@@ -16,6 +16,7 @@ from motarfuse.data import ReIDDataset, Tracklet, TrackletDataset
 from motarfuse.data.any_dataset import AnyDataset, load_any_dataset
 from motarfuse.data.published import CUHK03_LABELED, DUKE, MARKET1501, OCCLUDED_DUKE
 from motarfuse.data.synthped import SynthPedConfig, write_synthped
+from motarfuse.engine import evaluation_details
 from motarfuse.engine.checkpoint import save_checkpoint
 from motarfuse.engine.config import DataConfig, EvaluationConfig
 from motarfuse.engine.evaluation_details import Details
@@ -25,7 +26,8 @@ from motarfuse.engine.protocol_choice import choose_protocol, compare_with_publi
 from motarfuse.engine.split_evaluations import evaluate_splits, with_split
 from motarfuse.errors import ConfigError, DataError
 from motarfuse.models import build_model
-from motarfuse.retrieval import evaluate
+from motarfuse.retrieval import EvaluationResult, Protocol, Reranking, evaluate, rerank
+from motarfuse.retrieval.protocols import get_protocol
 from tests.engine.people import write_people
 
 PRID_SPLITS = 10
@@ -161,9 +163,44 @@ def test_details_that_do_not_exist_are_refused() -> None:
         ({"by": ("weather",)}, "breakdown 'weather' is unknown; supported are camera-pairs, occlusion"),
         ({"confidence": 95.0}, "confidence must lie in"),
         ({"average_precision": "area"}, "must be step or trapezoid"),
+        ({"rerank": "zhong"}, "must be one of zhong2017, torchreid, fastreid, boxmot, transreid, got 'zhong'"),
     ):
         with pytest.raises(ConfigError, match=message):
             Details(**wrong)
+
+
+def test_re_ranked_numbers_stand_beside_the_headline(
+    checkpoint: Path, people: Path, prid: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, seen_protocols = [], []
+    evaluation = Reranking.evaluate
+
+    def keep(query: torch.Tensor, gallery: torch.Tensor, **how: object) -> Reranking:
+        seen.append(rerank(query, gallery, **how))  # type: ignore[arg-type]
+        return seen[-1]
+
+    def note(self: Reranking, *labels: object, protocol: Protocol) -> EvaluationResult:
+        seen_protocols.append(protocol.average_precision)
+        return evaluation(self, *labels, protocol=protocol)
+
+    monkeypatch.setattr(evaluation_details, "rerank", keep)
+    monkeypatch.setattr(Reranking, "evaluate", note)
+    plain = evaluate_checkpoint(checkpoint, people, device="cpu").record
+    details = Details(rerank="fastreid", average_precision="trapezoid")
+    record = evaluate_checkpoint(checkpoint, people, details=details, device="cpu").record
+    found = record["rerank"]
+    assert "rerank" not in plain
+    assert (found["variant"], found["k1"], found["k2"], found["lambda"]) == ("fastreid", 20, 6, 0.3)
+    pids, cameras = [np.repeat(np.arange(8), count) for count in (1, 3)], [np.zeros(8, int), np.tile([0, 1, 1], 8)]
+    assert found["metrics"]["num_valid"] == record["metrics"]["num_valid"]
+    [ours] = seen
+    assert ours.shape == (len(pids[0]), len(pids[1]))
+    monkeypatch.undo()
+    wanted = ours.evaluate(*pids, *cameras, protocol=get_protocol("market1501", "trapezoid"))
+    assert found["metrics"] == wanted.metrics
+    assert seen_protocols == ["trapezoid"]
+    with pytest.raises(DataError, match="re-ranking compares 20 neighbours"):
+        evaluate_checkpoint(checkpoint, prid, kind="prid2011", details=details, device="cpu")
 
 
 def test_a_trapezoid_is_not_taken_for_the_run_s_own_evaluation(
@@ -264,6 +301,11 @@ def test_the_command_line_prints_what_was_asked_for(
     assert "by the hidden share of the query" in said
     assert "protocol msmt17" in said
     assert "(auto" not in said
+    said = run(people, "--rerank")
+    assert "re-ranked by zhong2017 (k1 20, k2 6, lambda 0.3): mAP" in said
+    record = json.loads((tmp_path / f"evaluations/{people.name}.json").read_text())
+    before, after = (100 * of["mAP"] for of in (record["scores"]["feature"], record["rerank"]["metrics"]))
+    assert f"mAP {before:.1f} -> {after:.1f}" in said
     said = run(prid, "--split", "all", "--name", "all")
     assert "protocol prid2011 (auto, kind prid2011)" in said
     assert "3 queries, PRID2011 was published with 89" in said

@@ -14,7 +14,6 @@ from tests.ops.kernel_cases import needs_native
 
 REFERENCE = Functions(())
 NATIVE = Functions(list(SCHEMAS))
-on_a_gpu = pytest.mark.gpu
 sides = pytest.mark.parametrize(
     "functions", [pytest.param(REFERENCE, id="reference"), pytest.param(NATIVE, id="cpu", marks=needs_native)]
 )
@@ -186,17 +185,3 @@ def test_direct_calls_are_checked_before_memory_is_read() -> None:
 
 def test_the_operator_is_listed() -> None:
     assert list(OPERATOR.backends) == ["cuda", "cpu", "reference"]
-
-
-@on_a_gpu
-@needs_native
-@cases
-@pytest.mark.parametrize("hub", [False, True])
-def test_a_gpu_gives_the_definitions_bits(seed: int, k: int, h: int, averaged: int, queries: int, hub: bool) -> None:
-    for count in (60, 300):
-        case = samples(seed, count, hub=hub)
-        there = Samples(*(getattr(case, name).cuda() for name in ("neighbors", "starts", "columns", "values")))
-        for one, other in zip(
-            run(NATIVE, there, k, h, averaged, queries), run(REFERENCE, case, k, h, averaged, queries), strict=True
-        ):
-            assert torch.equal(one.cpu(), other)
