@@ -6,14 +6,15 @@ Run: python -m benchmarks.bench_k_reciprocal [--samples 20000] [--spread 2.5] [-
 Features are random people of 25 images each: a centre, and noise of ``spread`` times its length on every image; at 2.5
 sets of neighbours are mostly right, from 5 on they are noise in which a few samples are everybody's neighbours, which
 is the most work that re-ranking can have. 15 % of the samples are queries. The dense formula holds several tables of
-samples x samples (20,000: 8 GB). Both run once, and their orders are compared before a time is believed. Times are
-from features to every query's first 10 entries, and of an evaluation. Peak memory is the process's own, above that of
-the features.
+samples x samples (20,000: 8 GB) and is timed once, ours five times; their orders are compared before a time is
+believed. Times are from features to every query's first 10 entries, and of an evaluation. Peak memory is the process's
+own, above that of the features.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,10 +24,10 @@ import numpy as np
 import torch
 
 from benchmarks.bench_retrieval import peak_above
-from benchmarks.timing import append_rows, environment
+from benchmarks.timing import Timing, append_rows, environment
 from motarfuse.retrieval import rerank
 
-TOP, WIDTH, IMAGES = 10, 768, 25
+TOP, WIDTH, IMAGES, TURNS = 10, 768, 25, 5
 
 
 def people(samples: int, width: int, spread: float) -> tuple[torch.Tensor, torch.Tensor, tuple[np.ndarray, ...]]:
@@ -90,13 +91,18 @@ def dense_formula(query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int 
     return distances
 
 
-def timed(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """Seconds of one call, and the bytes it took at most."""
-    start = time.perf_counter()
+def timed(call: Callable[[], object], device: torch.device, turns: int) -> tuple[Timing, float]:
+    """Seconds of some calls, and the bytes that another one took at most: watching memory takes time of its own."""
     extra = peak_above(call, device)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, extra
+    seconds = []
+    for _ in range(turns):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    cuts = statistics.quantiles(seconds, n=5, method="inclusive") if turns > 1 else [seconds[0]] * 4
+    return Timing(statistics.median(seconds), cuts[0], cuts[3]), extra
 
 
 def main() -> int:
@@ -121,13 +127,13 @@ def main() -> int:
         nonlocal wanted
         wanted = dense_formula(query.numpy(), gallery.numpy())
 
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[str, tuple[Timing, float]] = {}
     if not args.no_dense:
-        found["dense numpy"] = timed(dense, torch.device("cpu"))
+        found["dense numpy"] = timed(dense, torch.device("cpu"), 1)
     here, there = query.to(device), gallery.to(device)
     rerank(here[:32], there[:200]).topk(TOP)  # what is loaded once is no time of ours
-    found[f"rerank topk={TOP}"] = timed(lambda: rerank(here, there).topk(TOP), device)
-    found["rerank evaluate"] = timed(lambda: rerank(here, there).evaluate(*ids), device)
+    found[f"rerank topk={TOP}"] = timed(lambda: rerank(here, there).topk(TOP), device, TURNS)
+    found["rerank evaluate"] = timed(lambda: rerank(here, there).evaluate(*ids), device, TURNS)
     result = rerank(here, there)
     if not args.no_dense:
         entries = np.argsort(wanted, axis=1, kind="stable")[:, :TOP]
@@ -140,13 +146,14 @@ def main() -> int:
 
     where = environment(device)
     shape = f"{len(query)}+{len(gallery)}x{args.width} spread {args.spread:g}"
-    slow = found["dense numpy"][0] if "dense numpy" in found else None
+    slow = found["dense numpy"][0].median if "dense numpy" in found else None
     rows = []
     for name, (seconds, extra) in found.items():
-        against = f"{slow / seconds:.2f}" if slow is not None and name != "dense numpy" else ""
-        print(f"{name:20} {seconds:9.2f} s  {extra / 1e6:9.0f} MB  {against}")
-        for mode, value, unit, ratio in (("fwd", seconds, "s", against), ("memory fwd", extra / 1e6, "MB", "")):
-            numbers = dict.fromkeys(("median", "p20", "p80"), f"{value:.4f}")
+        against = f"{slow / seconds.median:.2f}" if slow is not None and name != "dense numpy" else ""
+        print(f"{name:20} {seconds.median:9.2f} s  {extra / 1e6:9.0f} MB  {against}")
+        memory = Timing(*[extra / 1e6] * 3)
+        for mode, value, unit, ratio in (("fwd", seconds, "s", against), ("memory fwd", memory, "MB", "")):
+            numbers = {key: f"{getattr(value, key):.4f}" for key in ("median", "p20", "p80")}
             rows.append(
                 {
                     "operator": "k_reciprocal", "implementation": name, "mode": mode, "shape": shape,

@@ -12,6 +12,26 @@ MOTARFUSE_TARGET void turn_round(float* scores, int64_t columns) {
   }
 }
 
+// A score that at least k of a row surely have: the k-th largest of the largest of disjoint groups of scores. The lanes of
+// some strips of the row are the groups, several times as many as k, so that it is not far below the k-th score itself.
+MOTARFUSE_TARGET float reached_by(int64_t k, const float* scores, int64_t columns, TopWork& work) {
+  constexpr int64_t kLanes16 = 16;
+  const int64_t vectors = columns / kLanes16, strips = std::min(vectors, (4 * k + kLanes16 - 1) / kLanes16);
+  if (strips * kLanes16 < k) return -std::numeric_limits<float>::infinity();
+  work.sorted.resize(strips * kLanes16);
+  for (int64_t strip = 0; strip < strips; ++strip) {
+    float largest[kLanes16];
+    std::fill(largest, largest + kLanes16, -std::numeric_limits<float>::infinity());
+    for (int64_t vector = strip * vectors / strips; vector < (strip + 1) * vectors / strips; ++vector) {
+      const float* const score = scores + vector * kLanes16;
+      for (int64_t j = 0; j < kLanes16; ++j) largest[j] = score[j] > largest[j] ? score[j] : largest[j];  // NaN is not
+    }
+    std::copy(largest, largest + kLanes16, work.sorted.data() + strip * kLanes16);
+  }
+  std::nth_element(work.sorted.begin(), work.sorted.begin() + (k - 1), work.sorted.end(), std::greater<float>());
+  return work.sorted[k - 1];
+}
+
 // Columns that may be among the best, and their scores.
 MOTARFUSE_TARGET void scan(const TopCall& call, int64_t row, const float* scores, float bound, TopWork& work) {
   float rest[kBlock];
@@ -38,7 +58,12 @@ MOTARFUSE_TARGET void top_rows(const TopCall& call, int64_t begin, int64_t end) 
     if (!call.largest) turn_round(scores, call.tile.columns);
     leave_out(call.tile, row);
     work.begin();
-    scan(call, row, scores, call.bound(row), work);
+    float bound = call.bound(row);
+    if (call.filled[row] < call.k && !call.rules.any()) {
+      const double reached = reached_by(call.k, scores, call.tile.columns, work);
+      bound = std::max(bound, rounded_down(reached - 2.0 * static_cast<double>(call.slack[row])));
+    }
+    scan(call, row, scores, bound, work);
     if (work.columns.empty()) continue;
     work.cut(call.k, call.slack[row]);
     const int64_t count = static_cast<int64_t>(work.columns.size());

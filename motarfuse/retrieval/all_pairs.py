@@ -11,8 +11,9 @@ from motarfuse.retrieval.ranks import PairRules
 from motarfuse.retrieval.rows import pack_rows
 from motarfuse.retrieval.scores import PART_EPSILON, PART_WEIGHT, exact_products
 
-# Samples of a block: on a CPU its products with another (4 MiB) and their transpose stay near the caches.
-_CPU_BLOCK, _GPU_BLOCK = 1024, 8192
+# Samples of a block: on a CPU its products with another (4 MB) and their transpose stay near the caches. No power of
+# two, whose columns would share few places of a cache.
+_CPU_BLOCK, _GPU_BLOCK = 1000, 8192
 
 
 def nearest_and_farthest(samples: Tensor, k: int, block: int | None = None) -> tuple[Tensor, Tensor]:
