@@ -65,7 +65,8 @@ def nearest_and_farthest(samples: Tensor, k: int, block: int | None = None) -> t
             out = buffers[0, : shape[0] * shape[1]].view(shape)
             with exact_products(device):
                 scores, slack = filters[start // size].scores(columns, out)
-            turned = buffers[1, : shape[0] * shape[1]].view(shape[1], shape[0]).copy_(scores.T)
+            turned = buffers[1, : shape[0] * shape[1]].view(shape[1], shape[0])
+            torch.mul(scores.T, 1.0, out=turned)  # a copy, and unlike copy_ of a transpose one by all threads
             collect(some, first, entries, scores, slack)
             if start < first:
                 # The largest bound of the rows holds for each of their pairs, whichever side is asked.

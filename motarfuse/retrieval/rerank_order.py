@@ -165,9 +165,42 @@ class RerankedOrder:
         """The k best entries of each query and their Jaccard distances, (n, k) each, k at most the gallery's size."""
         columns = torch.empty((len(queries), k), dtype=torch.int64, device=queries.device)
         jaccard = torch.empty((len(queries), k), dtype=torch.float64, device=queries.device)
+        rest = []
         for some, overlaps in self.blocks(queries):
-            columns[some], jaccard[some] = self._best(queries[some], overlaps, k)
+            decided = self._best_of_overlaps(queries[some], overlaps, k, columns[some], jaccard[some])
+            rest.append(some.start + (~decided).nonzero().flatten())
+        others = torch.cat(rest)
+        for some, overlaps in self.blocks(queries[others]):
+            places = others[some]
+            columns[places], jaccard[places] = self._best(queries[places], overlaps, k)
         return columns, jaccard
+
+    def _best_of_overlaps(
+        self, queries: Tensor, overlaps: Overlaps, k: int, columns: Tensor, jaccard: Tensor
+    ) -> Tensor:
+        """``best`` of the queries that need no tile, written into (n, k) tables; gives back which they are, (n,) bool.
+
+        The key of a pair without overlap is its squared distance. Where k entries with overlap have negative keys,
+        nothing else is among the best.
+        """
+        if self.share == 0:
+            return torch.zeros(len(queries), dtype=torch.bool, device=queries.device)
+        # The entries of the k least Jaccard distances bound the k-th key; where there are fewer, nothing does.
+        last = _kth_smallest(overlaps.starts, overlaps.jaccard, k)
+        last = torch.where(torch.isinf(last), -torch.inf, last)
+        first = (overlaps.jaccard <= last[overlaps.rows]).nonzero().flatten()
+        rows, shared = overlaps.rows[first], overlaps.jaccard[first]
+        keys = self.keys(queries[rows], overlaps.columns[first], shared)
+        limit = _kth_smallest(starts_of(torch.bincount(rows, minlength=len(queries))), keys, k)
+        decided = limit < 0
+        # Of the overlaps, those whose key at a distance of 0 is not beyond that.
+        near = decided[overlaps.rows].nonzero().flatten()
+        rows, shared = overlaps.rows[near], overlaps.jaccard[near]
+        chosen = self._moved(torch.zeros_like(shared), queries[rows], shared) <= limit[rows]
+        near, rows, shared = near[chosen], rows[chosen], shared[chosen]
+        keys = self.keys(queries[rows], overlaps.columns[near], shared)
+        columns[decided], jaccard[decided] = _first(k, rows, keys, overlaps.columns[near], shared)
+        return decided
 
     def _best(self, queries: Tensor, overlaps: Overlaps, k: int) -> tuple[Tensor, Tensor]:
         count, device = len(queries), queries.device
@@ -197,10 +230,7 @@ class RerankedOrder:
         rows = torch.cat([rows, torch.arange(count, device=device)[:, None].expand(-1, k)[there]])
         columns = torch.cat([columns, others[there]])
         shared = torch.cat([shared, torch.ones(int(filled.sum()), dtype=torch.float64, device=device)])
-        order = joint_order(rows, keys, columns)
-        starts = starts_of(torch.bincount(rows, minlength=count))[:-1]
-        first = order[starts[:, None] + torch.arange(k, device=device)]
-        return columns[first], shared[first]
+        return _first(k, rows, keys, columns, shared)
 
     # Ranks -----------------------------------------------------------------------------------------------------------
 
@@ -277,6 +307,15 @@ def joint_order(rows: Tensor, keys: Tensor, columns: Tensor) -> Tensor:
     order = columns.argsort(stable=True)
     order = order[keys[order].argsort(stable=True)]
     return order[rows[order].argsort(stable=True)]
+
+
+def _first(k: int, rows: Tensor, keys: Tensor, columns: Tensor, jaccard: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns and Jaccard distances of each row's k first entries, (n, k) of the n rows that have any."""
+    order = joint_order(rows, keys, columns)
+    counts = torch.bincount(rows)
+    starts = (counts.cumsum(0) - counts)[counts > 0]
+    first = order[starts[:, None] + torch.arange(k, device=rows.device)]
+    return columns[first], jaccard[first]
 
 
 def _find(codes: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:

@@ -109,6 +109,37 @@ def test_copies_in_the_gallery_come_in_their_order(
             assert place[first] <= place[second] or first >= second or not same.all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6])
+@pytest.mark.parametrize("variant", NAMES)
+def test_what_overlaps_alone_decide(variant: str, share: float, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tight people, some of them copies, and strangers: tiles are made at least where the k-th d* is not below
+    1 - lambda, and not everywhere."""
+    rng = np.random.default_rng(5)
+    centres = 2 * rng.normal(size=(20, 16))
+    query, gallery = ((centres[np.arange(n) % 20] + rng.normal(size=(n, 16))).astype(dtype) for n in (60, 240))
+    gallery[40:60] = gallery[:20]
+    query[::7] = 9 * rng.normal(size=query[::7].shape)
+    wanted = final_distances(query, gallery, variant=variant, lambda_value=share)
+    seen, some = [], False
+    scan = rerank_order.RerankedOrder.scan
+
+    def watched(self: Any, queries: torch.Tensor, *rest: Any) -> Any:
+        seen.extend(queries.tolist())
+        return scan(self, queries, *rest)
+
+    monkeypatch.setattr(rerank_order.RerankedOrder, "scan", watched)
+    for k in (1, 6, 30):
+        del seen[:]
+        found = rerank(query, gallery, variant=variant, lambda_value=share).topk(k)[1].numpy()
+        values = np.take_along_axis(wanted, found, 1)
+        np.testing.assert_allclose(values, np.sort(wanted, axis=1)[:, :k], rtol=1e-12)
+        assert ((np.diff(values, axis=1) > 0) | (np.diff(found, axis=1) > 0)).all()  # copies in their order
+        assert set(seen) >= set(np.flatnonzero(values[:, -1] >= 1 - share))
+        some |= len(seen) <= len(query) // 2
+    assert some
+
+
 def check_evaluation(seed: int, **how: Any) -> None:
     rng = np.random.default_rng(seed)
     ids = labels(rng, 40, 200, 9)
