@@ -117,7 +117,8 @@ def test_what_overlaps_alone_decide(variant: str, share: float, dtype: type, mon
     1 - lambda, and not everywhere."""
     rng = np.random.default_rng(5)
     centres = 2 * rng.normal(size=(20, 16))
-    query, gallery = ((centres[np.arange(n) % 20] + rng.normal(size=(n, 16))).astype(dtype) for n in (60, 240))
+    query: np.ndarray = (centres[np.arange(60) % 20] + rng.normal(size=(60, 16))).astype(dtype)
+    gallery: np.ndarray = (centres[np.arange(240) % 20] + rng.normal(size=(240, 16))).astype(dtype)
     gallery[40:60] = gallery[:20]
     query[::7] = 9 * rng.normal(size=query[::7].shape)
     wanted = final_distances(query, gallery, variant=variant, lambda_value=share)
