@@ -27,6 +27,9 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CPU, library) {
   library.impl("k_reciprocal_normalize", TORCH_BOX(&motarfuse::k_reciprocal_normalize_cpu));
   library.impl("k_reciprocal_average", TORCH_BOX(&motarfuse::k_reciprocal_average_cpu));
   library.impl("k_reciprocal_overlap", TORCH_BOX(&motarfuse::k_reciprocal_overlap_cpu));
+  library.impl("k_reciprocal_kth", TORCH_BOX(&motarfuse::k_reciprocal_kth_cpu));
+  library.impl("k_reciprocal_select", TORCH_BOX(&motarfuse::k_reciprocal_select_cpu));
+  library.impl("k_reciprocal_count_earlier", TORCH_BOX(&motarfuse::k_reciprocal_count_earlier_cpu));
   library.impl("unit_rows", TORCH_BOX(&motarfuse::unit_rows_cpu));
   library.impl("pair_scores", TORCH_BOX(&motarfuse::pair_scores_cpu));
   library.impl("count_before", TORCH_BOX(&motarfuse::count_before_cpu));
@@ -47,6 +50,9 @@ STABLE_TORCH_LIBRARY_IMPL(motarfuse, CUDA, library) {
   library.impl("k_reciprocal_normalize", TORCH_BOX(&motarfuse::k_reciprocal_normalize_cuda));
   library.impl("k_reciprocal_average", TORCH_BOX(&motarfuse::k_reciprocal_average_cuda));
   library.impl("k_reciprocal_overlap", TORCH_BOX(&motarfuse::k_reciprocal_overlap_cuda));
+  library.impl("k_reciprocal_kth", TORCH_BOX(&motarfuse::k_reciprocal_kth_cuda));
+  library.impl("k_reciprocal_select", TORCH_BOX(&motarfuse::k_reciprocal_select_cuda));
+  library.impl("k_reciprocal_count_earlier", TORCH_BOX(&motarfuse::k_reciprocal_count_earlier_cuda));
   library.impl("unit_rows", TORCH_BOX(&motarfuse::unit_rows_cuda));
   library.impl("pair_scores", TORCH_BOX(&motarfuse::pair_scores_cuda));
   library.impl("count_before", TORCH_BOX(&motarfuse::count_before_cuda));

@@ -38,18 +38,28 @@ using AttentionGradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Te
       const Tensor& logits, const std::optional<Tensor>& affine, const Tensor& statistics, int64_t height,        \
       int64_t width, double temperature, bool needs_logits, bool needs_affine)
 
-#define MOTARFUSE_DECLARE_K_RECIPROCAL(device)                                                                      \
-  Tensor k_reciprocal_neighbors_##device(const Tensor& neighbors, int64_t k);                                       \
-  void k_reciprocal_expand_##device(const Tensor& wide, const Tensor& narrow, const std::optional<Tensor>& starts,  \
-                                    Tensor out);                                                                    \
-  void k_reciprocal_normalize_##device(const Tensor& starts, Tensor values);                                        \
-  void k_reciprocal_average_##device(const Tensor& starts, const Tensor& columns, const Tensor& values,             \
-                                     const Tensor& neighbors, int64_t k, const std::optional<Tensor>& out_starts,   \
-                                     Tensor out, const std::optional<Tensor>& out_values);                          \
-  void k_reciprocal_overlap_##device(const Tensor& starts, const Tensor& columns, const Tensor& values,               \
-                                     const Tensor& queries, const Tensor& inverse_starts,                             \
-                                     const Tensor& inverse_rows, const Tensor& inverse_values, int64_t gallery,       \
-                                     const Tensor& room, Tensor counts, Tensor out, Tensor out_sums)
+#define MOTARFUSE_DECLARE_K_RECIPROCAL(device)                                                                       \
+  Tensor k_reciprocal_neighbors_##device(const Tensor& neighbors, int64_t k);                                        \
+  void k_reciprocal_expand_##device(const Tensor& wide, const Tensor& narrow, const std::optional<Tensor>& starts,   \
+                                    Tensor out);                                                                     \
+  void k_reciprocal_normalize_##device(const Tensor& starts, Tensor values);                                         \
+  void k_reciprocal_average_##device(const Tensor& starts, const Tensor& columns, const Tensor& values,              \
+                                     const Tensor& neighbors, int64_t k, const std::optional<Tensor>& out_starts,    \
+                                     Tensor out, const std::optional<Tensor>& out_values);                           \
+  void k_reciprocal_overlap_##device(const Tensor& starts, const Tensor& columns, const Tensor& values,              \
+                                     const Tensor& queries, const Tensor& inverse_starts,                            \
+                                     const Tensor& inverse_rows, const Tensor& inverse_values, int64_t gallery,      \
+                                     const Tensor& room, Tensor counts, Tensor out, Tensor out_sums);                \
+  void k_reciprocal_kth_##device(const Tensor& room, const Tensor& counts, const Tensor& sums, int64_t k,            \
+                                 Tensor out);                                                                        \
+  void k_reciprocal_select_##device(const Tensor& room, const Tensor& counts, const Tensor& columns,                 \
+                                    const Tensor& sums, const Tensor& least, const std::optional<Tensor>& starts,    \
+                                    Tensor out, const std::optional<Tensor>& out_sums);                              \
+  void k_reciprocal_count_earlier_##device(                                                                          \
+      const Tensor& scores, const Tensor& slack, int64_t first, const Tensor& room, const Tensor& counts,            \
+      const Tensor& columns, const Tensor& sums, const Tensor& largest, double gain, int64_t power, bool clamped,    \
+      const Tensor& starts, const Tensor& thresholds, const Tensor& left_out_starts, const Tensor& left_out,         \
+      Tensor steps, Tensor unsure)
 
 #define MOTARFUSE_DECLARE_PART_POOL(device)                                                                           \
   PoolResults part_pool_forward_##device(const Tensor& tokens, const Tensor& part_logits, bool save_statistics);      \

@@ -10,6 +10,7 @@
 #include "../k_reciprocal.h"
 #include "../k_reciprocal_call.h"
 #include "../library.h"
+#include "block_sums.cuh"
 #include "launch.h"
 
 namespace motarfuse {
@@ -98,22 +99,15 @@ __global__ void __launch_bounds__(kOverlapThreads) k_reciprocal_overlap_kernel(O
     }
     int64_t found = 0;
     for (int64_t entry = first; entry < last; ++entry) found += sums[entry] != 0.0;
-    before[thread] = found;
-    __syncthreads();
-    for (int distance = 1; distance < kOverlapThreads; distance *= 2) {
-      const int64_t more = thread >= distance ? before[thread - distance] : 0;
-      __syncthreads();
-      before[thread] += more;
-      __syncthreads();
-    }
-    int64_t next = call.room[i] + before[thread] - found;
+    const int64_t upto = inclusive_sum<kOverlapThreads>(found, before);
+    int64_t next = call.room[i] + upto - found;
     for (int64_t entry = first; entry < last; ++entry) {
       if (sums[entry] == 0.0) continue;
       call.columns[next] = static_cast<int32_t>(entry);
       call.sums[next++] = sums[entry];
       sums[entry] = 0.0;
     }
-    if (thread == kOverlapThreads - 1) call.counts[i] = before[thread];
+    if (thread == kOverlapThreads - 1) call.counts[i] = upto;
     __syncthreads();
   }
 }

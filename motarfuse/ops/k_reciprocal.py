@@ -1,6 +1,6 @@
 """What ``motarfuse.retrieval.rerank`` computes with: k-reciprocal sets, averages of sparse rows, and their overlaps.
 
-The definitions are in ``motarfuse.reference.k_reciprocal``; ``_C`` has all five for the CPU and for CUDA, and every
+The definitions are in ``motarfuse.reference.k_reciprocal``; ``_C`` has all of them for the CPU and for CUDA, and every
 implementation gives the same bits. None has gradients. Arguments are taken as they are: ``motarfuse.retrieval``
 validates. Where the size of a result is not known before, the operator is called twice: for the sizes, then to fill.
 """
@@ -18,6 +18,7 @@ from motarfuse.ops.kernels import NAMESPACE, native_unavailable, no_machine_code
 from motarfuse.reference import k_reciprocal as reference
 
 _ROWS = "Tensor starts, Tensor columns, Tensor values"
+_SHARED = "Tensor room, Tensor counts, Tensor columns, Tensor sums"
 SCHEMAS = {
     "k_reciprocal_neighbors": "(Tensor neighbors, int k) -> Tensor",
     "k_reciprocal_expand": "(Tensor wide, Tensor narrow, Tensor? starts, Tensor(a!) out) -> ()",
@@ -28,6 +29,15 @@ SCHEMAS = {
     "k_reciprocal_overlap": (
         f"({_ROWS}, Tensor queries, Tensor inverse_starts, Tensor inverse_rows, Tensor inverse_values, int gallery, "
         "Tensor room, Tensor(a!) counts, Tensor(b!) out, Tensor(c!) out_sums) -> ()"
+    ),
+    "k_reciprocal_kth": "(Tensor room, Tensor counts, Tensor sums, int k, Tensor(a!) out) -> ()",
+    "k_reciprocal_select": (
+        f"({_SHARED}, Tensor least, Tensor? starts, Tensor(a!) out, Tensor(b!)? out_sums) -> ()"
+    ),
+    "k_reciprocal_count_earlier": (
+        f"(Tensor scores, Tensor slack, int first, {_SHARED}, Tensor largest, float gain, int power, bool clamped, "
+        "Tensor starts, Tensor thresholds, Tensor left_out_starts, Tensor left_out, Tensor(a!) steps, "
+        "Tensor(b!) unsure) -> ()"
     ),
 }
 
@@ -47,7 +57,7 @@ for _name, _schema in SCHEMAS.items():
 
 
 class Functions:
-    """The five functions of one backend: those of ``_C`` that are named, the definitions otherwise."""
+    """The functions of one backend: those of ``_C`` that are named, the definitions otherwise."""
 
     def __init__(self, native: Sequence[str]) -> None:
         namespace = getattr(torch.ops, NAMESPACE)
@@ -59,6 +69,9 @@ class Functions:
         self.normalize = of["k_reciprocal_normalize"]
         self.average = of["k_reciprocal_average"]
         self.overlap = of["k_reciprocal_overlap"]
+        self.kth = of["k_reciprocal_kth"]
+        self.select = of["k_reciprocal_select"]
+        self.count_earlier = of["k_reciprocal_count_earlier"]
 
 
 def _example(device: torch.device) -> Request:

@@ -183,3 +183,149 @@ def k_reciprocal_overlap(
         out[target] = (keys - row * gallery).to(torch.int32)
         out_sums[target] = sums
         first = last
+
+
+def _shared(room: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Places of what each row shares, and for each which row it is of."""
+    row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    return room[row] + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row], row
+
+
+def k_reciprocal_kth(room: Tensor, counts: Tensor, sums: Tensor, k: int, out: Tensor) -> None:
+    """The k-th largest of the positive sums of each row.
+
+    Args:
+        room, counts, sums: (n + 1,) int64, (n,) int64 and (m,) float64 as of :func:`k_reciprocal_overlap`.
+        k: At least 1.
+        out: (n,) float64, 0 where a row has fewer: written.
+    """
+    places, row = _shared(room, counts)
+    found = sums[places]
+    order = found.argsort(descending=True)
+    order = order[row[order].argsort(stable=True)]
+    has = counts >= k
+    out.zero_()
+    out[has] = found[order[(counts.cumsum(0) - counts + k - 1)[has]]]
+
+
+def k_reciprocal_select(
+    room: Tensor,
+    counts: Tensor,
+    columns: Tensor,
+    sums: Tensor,
+    least: Tensor,
+    starts: Tensor | None,
+    out: Tensor,
+    out_sums: Tensor | None,
+) -> None:
+    """What each row shares with a sum of at least ``least``.
+
+    Args:
+        room, counts, columns, sums: As of :func:`k_reciprocal_overlap`.
+        least: (n,) float64.
+        starts: (n + 1,) int64; None asks for the sizes.
+        out: (n,) int64 sizes, or (m,) int32 columns, ascending within a row.
+        out_sums: (m,) float64 where the columns are asked for.
+    """
+    places, row = _shared(room, counts)
+    chosen = sums[places] >= least[row]
+    if starts is None or out_sums is None:
+        out.copy_(torch.bincount(row[chosen], minlength=len(counts)))
+    else:
+        some = slice(int(starts[0]), int(starts[-1]))
+        out[some], out_sums[some] = columns[places[chosen]], sums[places[chosen]]
+
+
+def _key(squared: Tensor, largest: Tensor, by: Tensor, power: int) -> Tensor:
+    """``RerankVariant.earlier``."""
+    if power == 0:
+        return squared - 2 * by
+    if power == 1:
+        return squared - largest * by
+    moved = squared.square() - largest.square() * by
+    return torch.minimum(moved.abs().sqrt().copysign(moved), squared)
+
+
+def k_reciprocal_count_earlier(
+    scores: Tensor,
+    slack: Tensor,
+    first: int,
+    room: Tensor,
+    counts: Tensor,
+    columns: Tensor,
+    sums: Tensor,
+    largest: Tensor,
+    gain: float,
+    power: int,
+    clamped: bool,
+    starts: Tensor,
+    thresholds: Tensor,
+    left_out_starts: Tensor,
+    left_out: Tensor,
+    steps: Tensor,
+    unsure: Tensor,
+) -> None:
+    """How many overlapping pairs come before a threshold by their key and not by their squared distance D.
+
+    With J = 1 - m / (2 - m) and by = gain (1 - J), the key is D - 2 by (``power`` 0), D - largest by (1), or the root,
+    with its sign, of D^2 - largest^2 by (2). Pairs whose float32 scores leave open which thresholds they come before
+    are marked; so are, with ``power`` -1, those whose J is a threshold.
+
+    Args:
+        scores, slack: (n, T), (n,) float32: -D of the pair is within the slack; NaN is unknown.
+        first: Gallery index of the first score's column.
+        room, counts, columns, sums: As of :func:`k_reciprocal_overlap`, m in ``sums``.
+        largest: (n,) float64, the largest D of each row.
+        gain, power: Of the formula; ``power`` -1 has keys J, and no distance comes before a threshold.
+        clamped: Whether a J below 0 is 0.
+        starts, thresholds: (n + 1,) int64 and (p,) float64, rising within a row.
+        left_out_starts, left_out: (n + 1,), (e,) int64: gallery indices that do not count, rising within a row.
+        steps: (p,) int64: their sums from a row's first threshold up to one are added to what comes before it.
+        unsure: (m,) bool, set where a pair's place is open; nothing is counted of it.
+    """
+    places, row = _shared(room, counts)
+    column = columns[places].long()
+    inside = (column >= first) & (column < first + scores.shape[1]) & (starts.diff() > 0)[row]
+    places, row, column = places[inside], row[inside], column[inside]
+    size = int(column.max()) + 1 if len(column) else 1
+    out_row = row_of(left_out_starts - left_out_starts[0])
+    listed = left_out[int(left_out_starts[0]) : int(left_out_starts[-1])]
+    counted = ~torch.isin(row * size + column, (out_row * size + listed)[listed < size])
+    jaccard = 1 - sums[places] / (2 - sums[places])
+    if clamped:
+        jaccard = jaccard.clamp(min=0)
+    counted &= jaccard < 1
+    places, row, column, jaccard = places[counted], row[counted], column[counted], jaccard[counted]
+
+    asked = starts.diff()
+    own = row_of(starts - starts[0])
+    table = thresholds.new_full((len(asked), int(asked.max()) if len(asked) else 0), torch.inf)
+    table[own, torch.arange(len(own), device=own.device) - (starts[:-1] - starts[0])[own]] = thresholds[
+        int(starts[0]) : int(starts[-1])
+    ]
+
+    def place_of(values: Tensor, right: bool) -> Tensor:
+        pieces = zip(values.split(_CELLS // 16), row.split(_CELLS // 16), strict=True)
+        found = [torch.searchsorted(table[of], some[:, None], right=right).flatten() for some, of in pieces]
+        return torch.cat(found) if found else row.new_zeros(0)
+
+    if power < 0:
+        bounds, last = (jaccard, jaccard), asked[row]
+        same = torch.ones_like(row, dtype=torch.bool)
+    else:
+        about, wide = scores[row, column - first].double(), slack[row].double()
+        least = (-wide - about).nan_to_num(nan=0.0, posinf=torch.inf).clamp(min=0)
+        most = (wide - about).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        by = gain * (1 - jaccard)
+        bounds = _key(least, largest[row], by, power), _key(most, largest[row], by, power)
+        last = place_of(most, True)
+        same = place_of(least, False) == last
+    step = place_of(bounds[0], False)
+    # No threshold between the least key and the largest distance: nothing to count, however wide the bounds.
+    reached = step < last
+    same &= step == place_of(bounds[1], True)
+    unsure[places[reached & ~same]] = True
+    for place, sign in ((step, 1), (last, -1)):
+        there = reached & same & (place < asked[row])
+        target = starts[row[there]] + place[there]
+        steps.index_add_(0, target, torch.full_like(target, sign))

@@ -16,7 +16,7 @@ from motarfuse.retrieval.scores import PART_EPSILON, PART_WEIGHT, exact_products
 _CPU_BLOCK, _GPU_BLOCK = 1000, 8192
 
 
-def nearest_and_farthest(samples: Tensor, k: int, block: int | None = None) -> tuple[Tensor, Tensor]:
+def nearest_and_farthest(samples: Tensor, k: int, block: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Each sample's k nearest by Euclidean distance, itself among them, and its largest squared distance.
 
     Decided by exact scores as in ``motarfuse.retrieval.tiles``. N^2 d FLOP: half of a search of all samples for all.
@@ -27,7 +27,8 @@ def nearest_and_farthest(samples: Tensor, k: int, block: int | None = None) -> t
         block: Samples at a time; None chooses.
 
     Returns:
-        (N, k) int32, nearest first, ties by the lower index; and (N,) float64 in the scale of packed rows.
+        (N, k) int32, nearest first, ties by the lower index; their squared distances (N, k) float64, and the largest
+        (N,), in the scale of packed rows.
     """
     people = PersonFeatures(samples)
     side, other = pack_rows(people, people, "euclidean", "feature", None, None)
@@ -71,7 +72,7 @@ def nearest_and_farthest(samples: Tensor, k: int, block: int | None = None) -> t
             if start < first:
                 # The largest bound of the rows holds for each of their pairs, whichever side is asked.
                 collect(own, start, rows[some], turned, slack.max().expand(len(entries)).contiguous())
-    return nearest.indices.to(torch.int32), farthest.values[:, 0].neg()
+    return nearest.indices.to(torch.int32), nearest.values.neg_(), farthest.values[:, 0].neg()
 
 
 class _Lists:

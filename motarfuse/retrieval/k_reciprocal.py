@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -15,8 +15,8 @@ from motarfuse.retrieval.all_pairs import nearest_and_farthest
 from motarfuse.retrieval.rerank_variants import RerankVariant
 from motarfuse.retrieval.tiles import ScoreTiles
 
-# Pairs that share something, of the queries that are looked at together: 100 bytes each.
-OVERLAPS = 3 << 19
+# Pairs that may share something, of the queries that are looked at together: 13 bytes each.
+OVERLAPS = 3 << 20
 # ln 2 in two parts, the first with so few digits that its products with small whole numbers are exact.
 _LN2_HIGH = 6.93147180369123816490e-01
 _LN2_LOW = 1.90821492927058770002e-10
@@ -57,6 +57,65 @@ class Overlaps:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """What some queries share with gallery entries, m = sum_j min(V_qj, V_gj), as it is found: with room between them.
+
+    Attributes:
+        room: (n + 1,) int64, where each query's room begins.
+        counts: (n,) int64, how much of it is filled.
+        columns: int32 gallery indices, ascending within a query.
+        sums: float64, m of each, positive.
+        clamped: Whether a Jaccard distance that rounding makes negative is 0.
+    """
+
+    room: Tensor
+    counts: Tensor
+    columns: Tensor
+    sums: Tensor
+    clamped: bool
+
+    def jaccard(self, sums: Tensor) -> Tensor:
+        """J = 1 - m / (2 - m). It falls with m, rounding included."""
+        distance = 1 - sums / (2 - sums)
+        return distance.clamp_(min=0) if self.clamped else distance
+
+    def kth(self, k: int) -> Tensor:
+        """(n,) the k-th largest m of each query, 0 where there are fewer."""
+        out = torch.empty(len(self.counts), dtype=torch.float64, device=self.sums.device)
+        k_reciprocal_functions(out.device).kth(self.room, self.counts, self.sums, k, out)
+        return out
+
+    def overlaps(self, least: Tensor) -> Overlaps:
+        """Those of m not below ``least`` (n,)."""
+        select = k_reciprocal_functions(least.device).select
+        lists = self.room, self.counts, self.columns, self.sums
+        counts = torch.empty_like(self.counts)
+        select(*lists, least, None, counts, None)
+        starts = starts_of(counts)
+        columns = torch.empty(int(starts[-1]), dtype=torch.int32, device=least.device)
+        sums = torch.empty(len(columns), dtype=torch.float64, device=least.device)
+        select(*lists, least, starts, columns, sums)
+        overlaps = Overlaps(starts, row_of(starts), columns.long(), self.jaccard(sums))
+        less = overlaps.jaccard < 1  # rounding leaves some at 1, where those without overlap are
+        return overlaps if bool(less.all()) else overlaps.select(less)
+
+    def find(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """(p,) float64, m of pairs of these queries (p,) and columns (p,); 0 where they share nothing."""
+        first, last = self.room[rows], self.room[rows] + self.counts[rows]
+        end = last
+        for _ in range(int(self.counts.max()).bit_length() if len(self.counts) else 0):
+            middle = (first + last) // 2
+            below = (first < last) & (self.columns[middle.clamp(max=max(len(self.columns) - 1, 0))] < columns)
+            first, last = torch.where(below, middle + 1, first), torch.where(below, last, middle)
+        found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        inside = first < end
+        there = inside.nonzero().flatten()
+        there = there[self.columns[first[there]] == columns[there]]
+        found[there] = self.sums[first[there]]
+        return found
+
+
+@dataclass(frozen=True)
 class Encoding:
     """The queries' sparse rows of V, and the gallery's by column.
 
@@ -66,6 +125,8 @@ class Encoding:
             gallery indices and (m',) float64.
         gallery: Number of gallery entries.
         largest: (Q,) float64, each query's largest squared distance to any sample.
+        nearest, squared: (Q, k) int64 and float64, each query's nearest samples: their gallery indices, -1 of samples
+            that are none, and squared distances.
         clamped: Whether a Jaccard distance that rounding makes negative is 0.
     """
 
@@ -77,6 +138,8 @@ class Encoding:
     inverse_values: Tensor
     gallery: int
     largest: Tensor
+    nearest: Tensor
+    squared: Tensor
     clamped: bool
 
     @cached_property
@@ -85,35 +148,46 @@ class Encoding:
         met = starts_of(self.inverse_starts.diff()[self.columns.long()])[self.starts].diff()
         return met.clamp(max=self.gallery)
 
-    def blocks(self, queries: Tensor) -> Iterator[slice]:
-        """Stretches of these queries that have room for ``OVERLAPS`` pairs each, or are one query."""
-        ends = self.room[queries].cumsum(0).tolist()
-        first = 0
-        while first < len(ends):
-            before = ends[first - 1] if first else 0
-            last = max(first + 1, bisect.bisect_right(ends, before + OVERLAPS))
-            yield slice(first, last)
-            first = last
+    def select_gallery(self, kept: Tensor) -> Encoding:
+        """The encoding with these gallery entries (n,), ascending; indices are then places among them."""
+        place = torch.full((self.gallery,), -1, device=kept.device)
+        place[kept] = torch.arange(len(kept), device=kept.device)
+        rows = place[self.inverse_rows.long()]
+        inside = rows >= 0
+        return replace(
+            self,
+            inverse_starts=starts_of(inside.long())[self.inverse_starts],
+            inverse_rows=rows[inside].to(torch.int32),
+            inverse_values=self.inverse_values[inside],
+            gallery=len(kept),
+            nearest=torch.where(self.nearest < 0, -1, place[self.nearest]),
+        )
 
-    def overlaps(self, queries: Tensor) -> Overlaps:
-        """What these queries (n,) share anything with. With m = sum_j min(V_qj, V_gj), J = 1 - m / (2 - m)."""
+    def blocks(self, queries: Tensor) -> Iterator[tuple[slice, Shared]]:
+        """What these queries (n,) share, in stretches that have room for ``OVERLAPS`` pairs, or are one query.
+
+        The next stretch is written over the one before.
+        """
         room = starts_of(self.room[queries])
-        counts = torch.empty_like(queries)
-        found = torch.empty(int(room[-1]), dtype=torch.int32, device=queries.device)
-        shared = torch.empty(len(found), dtype=torch.float64, device=queries.device)
-        k_reciprocal_functions(queries.device).overlap(
-            self.starts, self.columns, self.values, queries, self.inverse_starts, self.inverse_rows,
-            self.inverse_values, self.gallery, room, counts, found, shared,
-        )  # fmt: skip
-        rows = row_of(starts_of(counts))
-        places = torch.arange(len(rows), device=rows.device) + (room[:-1] - starts_of(counts)[:-1])[rows]
-        shared = shared[places]
-        jaccard = 1 - shared / (2 - shared)
-        if self.clamped:
-            jaccard.clamp_(min=0)
-        overlaps = Overlaps(starts_of(counts), rows, found[places].long(), jaccard)
-        less = jaccard < 1  # rounding leaves some at 1, where those without overlap are
-        return overlaps if bool(less.all()) else overlaps.select(less)
+        ends, stretches, most = room.tolist(), [], 0
+        while not stretches or stretches[-1].stop < len(queries):
+            first = stretches[-1].stop if stretches else 0
+            last = max(first + 1, bisect.bisect_right(ends, ends[first] + OVERLAPS) - 1)
+            stretches.append(slice(first, min(last, len(queries))))
+            most = max(most, ends[stretches[-1].stop] - ends[first])
+        # Kept: the system hands out large pieces of memory page by page, each time that they are asked for.
+        found = torch.empty(most, dtype=torch.int32, device=queries.device)
+        sums = torch.empty(most, dtype=torch.float64, device=queries.device)
+        overlap = k_reciprocal_functions(queries.device).overlap
+        for some in stretches:
+            own = room[some.start : some.stop + 1] - room[some.start]
+            size = ends[some.stop] - ends[some.start]
+            shared = Shared(own, torch.empty_like(queries[some]), found[:size], sums[:size], self.clamped)
+            overlap(
+                self.starts, self.columns, self.values, queries[some], self.inverse_starts, self.inverse_rows,
+                self.inverse_values, self.gallery, own, shared.counts, shared.columns, shared.sums,
+            )  # fmt: skip
+            yield some, shared
 
 
 def exp_negative(values: Tensor) -> Tensor:
@@ -145,7 +219,10 @@ def encode(
     """
     tiles = ScoreTiles(samples, samples, metric="euclidean", block=block)
     width = k1 + variant.more_k1
-    neighbors, largest = nearest_and_farthest(samples, width, block)
+    neighbors, distances, largest = nearest_and_farthest(samples, width, block)
+    nearest, nearest_squared = neighbors[:queries].long() - queries, distances[:queries].clone()
+    nearest.clamp_(min=-1)
+    del distances
     device = neighbors.device
     functions = k_reciprocal_functions(device)
     wide = functions.neighbors(neighbors, width)
@@ -186,5 +263,7 @@ def encode(
         values[first:][by_column],
         len(samples) - queries,
         largest[:queries].clone(),
+        nearest,
+        nearest_squared,
         variant.clamped,
     )

@@ -15,7 +15,9 @@ from motarfuse.retrieval.labels import PairLabels, as_tensor
 from motarfuse.retrieval.measures import CMC_RANKS, average_precisions, inverse_penalties, share_found
 from motarfuse.retrieval.metrics import TIES, no_match, signed_manifest
 from motarfuse.retrieval.protocols import Protocol, get_protocol
+from motarfuse.retrieval.rerank_best import best_entries
 from motarfuse.retrieval.rerank_order import RerankedOrder
+from motarfuse.retrieval.rerank_ranks import ranks_of
 from motarfuse.retrieval.rerank_variants import RerankVariant, get_variant
 from motarfuse.retrieval.result import EvaluationResult
 from motarfuse.retrieval.scores import check_pair
@@ -81,8 +83,8 @@ class Reranking:
             raise ValueError(f"k: got {k}, supported are 1 to {gallery}, the size of the gallery")
         order = self._order()
         own = torch.arange(queries, device=order.tiles.device)
-        columns, jaccard = order.best(own, int(k))
-        squared = order.tiles.pair_scores(own.repeat_interleave(k), columns.flatten()).neg_().view(queries, k)
+        columns, jaccard = best_entries(order, own, int(k))
+        squared = order.squared(own.repeat_interleave(k), columns.flatten()).view(queries, k)
         # The order is decided before the last rounding, which must not show.
         distances = order.final(squared, jaccard, self.encoding.largest[:, None]).cummax(dim=1).values
         return distances.to(order.tiles.dtype), columns
@@ -102,9 +104,10 @@ class Reranking:
         order = self._order()
         own = torch.arange(queries, device=order.tiles.device)
         column = torch.arange(gallery, device=own.device).repeat(queries)
-        squared = order.tiles.pair_scores(own.repeat_interleave(gallery), column).neg_().view(queries, gallery)
+        squared = order.squared(own.repeat_interleave(gallery), column).view(queries, gallery)
         jaccard = torch.ones_like(squared)
-        for some, overlaps in order.blocks(own):
+        for some, shared in order.encoding.blocks(own):
+            overlaps = shared.overlaps(torch.zeros_like(shared.counts, dtype=torch.float64))
             jaccard[some][overlaps.rows, overlaps.columns] = overlaps.jaccard
         return order.final(squared, jaccard, self.encoding.largest[:, None]).to(order.tiles.dtype)
 
@@ -138,7 +141,7 @@ class Reranking:
         row, column, junk = pairs.of(valid)
         starts = np.concatenate([[0], np.bincount(row[~junk], minlength=len(valid)).cumsum()])
         lists = (valid, starts, column[~junk], *pairs.left_out(valid))
-        ranks = order.ranks(*(as_tensor(array, order.tiles.device) for array in lists)).cpu().numpy()
+        ranks = ranks_of(order, *(as_tensor(array, order.tiles.device) for array in lists)).cpu().numpy()
         first_ranks = ranks[starts[:-1], None]
         if rules.gallery_draws:
             first_ranks = first_ranks_of_draws(
@@ -205,9 +208,11 @@ def _scores_of_pairs(order: RerankedOrder, rows: np.ndarray, columns: np.ndarray
     queries, places = as_tensor(rows, order.tiles.device), as_tensor(columns, order.tiles.device)
     jaccard = torch.ones(len(queries), dtype=torch.float64, device=queries.device)
     asked = queries.unique()
-    for some, overlaps in order.blocks(asked):
+    for some, shared in order.encoding.blocks(asked):
         chosen = ((queries >= asked[some][0]) & (queries <= asked[some][-1])).nonzero().flatten()
-        jaccard[chosen] = order.jaccard(overlaps, torch.searchsorted(asked[some], queries[chosen]), places[chosen])
+        jaccard[chosen] = shared.jaccard(
+            shared.find(torch.searchsorted(asked[some], queries[chosen]), places[chosen])
+        )
     return order.keys(queries, places, jaccard).neg_().cpu().numpy()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -43,13 +44,13 @@ class RerankVariant:
         return relative if self.power == 1 else relative.square()
 
     def earlier(self, squared: Tensor, largest: Tensor, by: Tensor) -> Tensor:
-        """The squared distance (negative ones exist) at which d is smaller by ``by``."""
+        """The squared distance (negative ones exist) at which d is smaller by ``by``; not above ``squared``."""
         if not self.relative:
             return squared - 2 * by
         if self.power == 1:
             return squared - largest * by
         moved = squared.square() - largest.square() * by
-        return moved.abs().sqrt().copysign(moved)
+        return torch.minimum(moved.abs().sqrt().copysign(moved), squared)
 
 
 VARIANTS: dict[str, RerankVariant] = {

@@ -17,21 +17,22 @@ from tests.ops.k_reciprocal_cases import Samples, run, samples
 from tests.ops.kernel_cases import needs_native
 from tests.ops.test_k_reciprocal import REFERENCE, cases
 
+NAMES = ("neighbors", "expand", "normalize", "average", "overlap")
+
 
 class Emulated:
     """The functions compiled for the host."""
 
     def __init__(self) -> None:
-        for name in SCHEMAS:
-            operator = getattr(torch.ops.motarfuse, f"{name}_emulated").default
-            setattr(self, name.removeprefix("k_reciprocal_"), operator)
+        for name in NAMES:
+            setattr(self, name, getattr(torch.ops.motarfuse, f"k_reciprocal_{name}_emulated").default)
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> ctypes.CDLL:
-    for name, schema in SCHEMAS.items():
-        torch.library.define(f"motarfuse::{name}_emulated", schema)
-    entries = emulation.registration("k_reciprocal", *(name.removeprefix("k_reciprocal_") for name in SCHEMAS))
+    for name in NAMES:
+        torch.library.define(f"motarfuse::k_reciprocal_{name}_emulated", SCHEMAS[f"k_reciprocal_{name}"])
+    entries = emulation.registration("k_reciprocal", *NAMES)
     return emulation.load("k_reciprocal", repository / "csrc", tmp_path_factory.mktemp("emulation"), entries)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import motarfuse
-from motarfuse.retrieval import PersonFeatures, evaluate, rerank, rerank_order
+from motarfuse.retrieval import PersonFeatures, evaluate, rerank, rerank_best
 from motarfuse.retrieval import k_reciprocal as encoding
 from motarfuse.retrieval.k_reciprocal import exp_negative
 from motarfuse.retrieval.rerank_variants import VARIANTS
@@ -109,36 +109,85 @@ def test_copies_in_the_gallery_come_in_their_order(
             assert place[first] <= place[second] or first >= second or not same.all()
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.6])
-@pytest.mark.parametrize("variant", NAMES)
-def test_what_overlaps_alone_decide(variant: str, share: float, dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tight people, some of them copies, and strangers: tiles are made at least where the k-th d* is not below
-    1 - lambda, and not everywhere."""
+def tight_people(dtype: type) -> tuple[np.ndarray, np.ndarray]:
+    """Tight people, some of them copies, and strangers."""
     rng = np.random.default_rng(5)
     centres = 2 * rng.normal(size=(20, 16))
     query: np.ndarray = (centres[np.arange(60) % 20] + rng.normal(size=(60, 16))).astype(dtype)
     gallery: np.ndarray = (centres[np.arange(240) % 20] + rng.normal(size=(240, 16))).astype(dtype)
     gallery[40:60] = gallery[:20]
     query[::7] = 9 * rng.normal(size=query[::7].shape)
+    return query, gallery
+
+
+def watch(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """The tensors that a function of ``rerank_best`` gives back, call by call, with its arguments."""
+    seen: list[Any] = []
+    known = getattr(rerank_best, name)
+
+    def watched(*arguments: Any) -> Any:
+        seen.append((arguments, known(*arguments)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(rerank_best, name, watched)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6])
+@pytest.mark.parametrize("variant", NAMES)
+def test_what_overlaps_and_the_nearest_decide(
+    variant: str, share: float, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles are made for queries only whose best need an entry that is neither an overlap nor among the nearest."""
+    query, gallery = tight_people(dtype)
     wanted = final_distances(query, gallery, variant=variant, lambda_value=share)
-    seen, some = [], False
-    scan = rerank_order.RerankedOrder.scan
-
-    def watched(self: Any, queries: torch.Tensor, *rest: Any) -> Any:
-        seen.extend(queries.tolist())
-        return scan(self, queries, *rest)
-
-    monkeypatch.setattr(rerank_order.RerankedOrder, "scan", watched)
-    for k in (1, 6, 30):
-        del seen[:]
+    for k in (1, 6, 30, 240):
+        seen = watch(monkeypatch, "_nearest")
         found = rerank(query, gallery, variant=variant, lambda_value=share).topk(k)[1].numpy()
         values = np.take_along_axis(wanted, found, 1)
         np.testing.assert_allclose(values, np.sort(wanted, axis=1)[:, :k], rtol=1e-12)
         assert ((np.diff(values, axis=1) > 0) | (np.diff(found, axis=1) > 0)).all()  # copies in their order
-        assert set(seen) >= set(np.flatnonzero(values[:, -1] >= 1 - share))
-        some |= len(seen) <= len(query) // 2
-    assert some
+        scanned = sum(len(arguments[1]) for arguments, _ in seen)
+        assert scanned <= (0 if k <= 6 else 60)
+        assert k < 240 or scanned == 60
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6])
+@pytest.mark.parametrize("variant", NAMES)
+def test_little_more_than_the_best_is_looked_at(variant: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What must be shared at least rules out what cannot be among the best, and nothing that is."""
+    query, gallery = tight_people(np.float64)
+    seen = watch(monkeypatch, "_least_shared")
+    result = rerank(query, gallery, variant=variant, lambda_value=share)
+    result.topk(5)
+    order, tops = result._order(), 0
+    for (_, queries, shared, squared, limit), least in seen:
+        overlaps = shared.overlaps(torch.zeros_like(limit))
+        keys = order.keys(queries[overlaps.rows], overlaps.columns, overlaps.jaccard)
+        sums = shared.find(overlaps.rows, overlaps.columns)
+        inside = keys <= limit[overlaps.rows]
+        assert (sums[inside] >= least[overlaps.rows][inside]).all()
+        exact = order.squared(queries[overlaps.rows], overlaps.columns)
+        assert (exact >= squared[overlaps.rows]).all()
+        possible = order.moved(squared[overlaps.rows], queries[overlaps.rows], overlaps.jaccard)
+        near = sums >= least[overlaps.rows] + 1e-9
+        assert (possible[near] <= limit[overlaps.rows][near]).all()
+        tops += int(inside.sum())
+    assert tops >= 60
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_of_equal_distances_the_lower_index_wins(share: float) -> None:
+    """Copies of entries far and near, among them those that the neighbours of the encoding just leave out."""
+    query, gallery = tight_people(np.float64)
+    gallery = np.concatenate([gallery, gallery[::-1], gallery])
+    for k1 in (3, 5, 20):
+        found = rerank(query, gallery, k1=k1, k2=2, lambda_value=share)
+        wanted = found.dense().sort(dim=1, stable=True).indices
+        for k in (1, 2, 3, 4, 7, 30, 719):
+            assert torch.equal(found.topk(k)[1], wanted[:, :k])
 
 
 def check_evaluation(seed: int, **how: Any) -> None:
@@ -164,9 +213,8 @@ def test_ranks_are_those_of_the_dense_table(variant: str, share: float) -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
 def test_memory_limits_change_nothing(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A query at a time, and tables of a few cells."""
+    """A query at a time."""
     monkeypatch.setattr(encoding, "OVERLAPS", 300)
-    monkeypatch.setattr(rerank_order, "_CELLS", 700)
     check_evaluation(6, lambda_value=share)
     query, gallery = people(4, 30, 120)
     wanted = final_distances(query, gallery, lambda_value=share)
