@@ -21,8 +21,8 @@ struct SharedLists {
 
 // The key of a pair: the squared distance at which a pair that shares nothing has the same final distance.
 struct KeyRule {
-  // Of the distance in the formula, relative to the row's largest; 0 for one that is not relative, and below 0 for lambda
-  // = 0, where keys are Jaccard distances.
+  // Of the distance in the formula, relative to the row's largest; 0 for one that is not relative, and below 0 where
+  // lambda is 0 and keys are Jaccard distances.
   int64_t power = 1;
   double gain = 0.0;  // (1 - lambda) / lambda
   bool clamped = false;

@@ -1,6 +1,8 @@
 // Sums over the threads of a block, by all of them together.
 #pragma once
 
+#include <cuda_runtime.h>
+
 #include <cstdint>
 
 namespace motarfuse {

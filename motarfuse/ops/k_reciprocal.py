@@ -31,9 +31,7 @@ SCHEMAS = {
         "Tensor room, Tensor(a!) counts, Tensor(b!) out, Tensor(c!) out_sums) -> ()"
     ),
     "k_reciprocal_kth": "(Tensor room, Tensor counts, Tensor sums, int k, Tensor(a!) out) -> ()",
-    "k_reciprocal_select": (
-        f"({_SHARED}, Tensor least, Tensor? starts, Tensor(a!) out, Tensor(b!)? out_sums) -> ()"
-    ),
+    "k_reciprocal_select": (f"({_SHARED}, Tensor least, Tensor? starts, Tensor(a!) out, Tensor(b!)? out_sums) -> ()"),
     "k_reciprocal_count_earlier": (
         f"(Tensor scores, Tensor slack, int first, {_SHARED}, Tensor largest, float gain, int power, bool clamped, "
         "Tensor starts, Tensor thresholds, Tensor left_out_starts, Tensor left_out, Tensor(a!) steps, "

@@ -307,7 +307,8 @@ def k_reciprocal_count_earlier(
     def place_of(values: Tensor, right: bool) -> Tensor:
         pieces = zip(values.split(_CELLS // 16), row.split(_CELLS // 16), strict=True)
         found = [torch.searchsorted(table[of], some[:, None], right=right).flatten() for some, of in pieces]
-        return torch.cat(found) if found else row.new_zeros(0)
+        # Lines are filled up with infinity, which is a bound too.
+        return torch.minimum(torch.cat(found), asked[row]) if found else row.new_zeros(0)
 
     if power < 0:
         bounds, last = (jaccard, jaccard), asked[row]

@@ -210,9 +210,7 @@ def _scores_of_pairs(order: RerankedOrder, rows: np.ndarray, columns: np.ndarray
     asked = queries.unique()
     for some, shared in order.encoding.blocks(asked):
         chosen = ((queries >= asked[some][0]) & (queries <= asked[some][-1])).nonzero().flatten()
-        jaccard[chosen] = shared.jaccard(
-            shared.find(torch.searchsorted(asked[some], queries[chosen]), places[chosen])
-        )
+        jaccard[chosen] = shared.jaccard(shared.find(torch.searchsorted(asked[some], queries[chosen]), places[chosen]))
     return order.keys(queries, places, jaccard).neg_().cpu().numpy()
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from motarfuse.retrieval.k_reciprocal import Overlaps, Shared, starts_of
+from motarfuse.retrieval.k_reciprocal import Overlaps, Shared
 from motarfuse.retrieval.ranks import PairRules
 from motarfuse.retrieval.rerank_order import RerankedOrder, joint_order
 
@@ -77,7 +77,9 @@ def _best(
     alone = ((nearest.columns >= 0) & decided[:, None]).nonzero()
     rows, places = alone.unbind(1)
     near, squared = nearest.columns[rows, places], nearest.squared[rows, places]
-    new = ~torch.isin(order.codes(rows, near), order.codes(found.rows, found.columns))
+    codes, known = order.codes(rows, near), order.codes(found.rows, found.columns)
+    place = torch.searchsorted(known, codes)
+    new = torch.cat([known, known.new_full((1,), -1)])[place] != codes
     near_rows, near, squared = rows[new], near[new], squared[new]
     rows, keys = torch.cat([found.rows, near_rows]), torch.cat([keys, squared])
     both = torch.cat([found.columns, near]), torch.cat([found.jaccard, torch.ones_like(squared)])

@@ -64,7 +64,9 @@ def _ranks(
 
     if order.share == 0:
         nothing = torch.zeros(1, order.gallery, device=device)
-        count_overlaps(slice(0, len(queries)), 0, nothing.expand(len(queries), -1), torch.zeros(len(queries)).to(device))
+        count_overlaps(
+            slice(0, len(queries)), 0, nothing.expand(len(queries), -1), torch.zeros(len(queries)).to(device)
+        )
         # Those without overlap are equal and behind all with overlap; of them the lower indices come first.
         others = _others_before(order, shared, row, columns, row_of(left_out_starts), left_out)
         ranks = torch.where(jaccard < 1, 0, others) + 1

@@ -103,7 +103,9 @@ class Tile:
     def to(self, device: str) -> Tile:
         """The tile on a device."""
         moved = {
-            name: one.to(device) if isinstance(one, Tensor) else one for name, one in vars(self).items() if name != "shared"
+            name: one.to(device) if isinstance(one, Tensor) else one
+            for name, one in vars(self).items()
+            if name != "shared"
         }
         return Tile(shared=[one.to(device) for one in self.shared], **moved)
 

@@ -169,7 +169,7 @@ def library(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> ctype
     return emulation.load("k_reciprocal_order", repository / "csrc", tmp_path_factory.mktemp("emulation"), entries)
 
 
-# None: a single block walks over everything.
+# 0: a single block walks over everything.
 @pytest.fixture(params=[132, 0])
 def emulated(request: pytest.FixtureRequest, library: ctypes.CDLL) -> Iterator[Any]:
     library.set_multiprocessors(request.param)
