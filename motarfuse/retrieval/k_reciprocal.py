@@ -169,7 +169,8 @@ class Encoding:
         The next stretch is written over the one before.
         """
         room = starts_of(self.room[queries])
-        ends, stretches, most = room.tolist(), [], 0
+        ends, most = room.tolist(), 0
+        stretches: list[slice] = []
         while not stretches or stretches[-1].stop < len(queries):
             first = stretches[-1].stop if stretches else 0
             last = max(first + 1, bisect.bisect_right(ends, ends[first] + OVERLAPS) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -102,12 +102,8 @@ class Tile:
 
     def to(self, device: str) -> Tile:
         """The tile on a device."""
-        moved = {
-            name: one.to(device) if isinstance(one, Tensor) else one
-            for name, one in vars(self).items()
-            if name != "shared"
-        }
-        return Tile(shared=[one.to(device) for one in self.shared], **moved)
+        moved = {name: one.to(device) for name, one in vars(self).items() if isinstance(one, Tensor)}
+        return replace(self, shared=[one.to(device) for one in self.shared], **moved)
 
 
 def tile(seed: int, rows: int = 7, gallery: int = 90, columns: int = 40, first: int = 30) -> Tile:
