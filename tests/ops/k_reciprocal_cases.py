@@ -102,7 +102,7 @@ class Tile:
 
     def to(self, device: str) -> Tile:
         """The tile on a device."""
-        moved = {name: one.to(device) for name, one in vars(self).items() if isinstance(one, Tensor)}
+        moved: dict[str, Any] = {name: one.to(device) for name, one in vars(self).items() if isinstance(one, Tensor)}
         return replace(self, shared=[one.to(device) for one in self.shared], **moved)
 
 
