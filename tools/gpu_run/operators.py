@@ -129,6 +129,15 @@ OPERATORS = {
         ),
         kernels=("ranking",),
     ),
+    "k_reciprocal": Operator(
+        tests=("tests/ops/test_k_reciprocal*.py",),  # re-ranking itself is among the tests of retrieval
+        bench=("-m", "benchmarks.bench_k_reciprocal", "--device", "cuda", "--samples", "19281", "--no-dense"),
+        sanitize=(
+            *("-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_k_reciprocal_gpu.py"),
+            *("-k", "a_gpu_has"),
+        ),
+        kernels=("k_reciprocal",),
+    ),
     "block": Operator(
         tests=("tests/test_nn_block.py",),
         bench=("-m", "benchmarks.bench_block", "--device", "cuda"),
