@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from motarfuse.reference.ranking import row_of
+from motarfuse.reference.ranking import rounded_sqrt, row_of
 
 # Cells of a temporary table.
 _CELLS = 1 << 22
@@ -243,7 +243,7 @@ def _key(squared: Tensor, largest: Tensor, by: Tensor, power: int) -> Tensor:
     if power == 1:
         return squared - largest * by
     moved = squared.square() - largest.square() * by
-    return torch.minimum(moved.abs().sqrt().copysign(moved), squared)
+    return torch.minimum(rounded_sqrt(moved.abs()).copysign(moved), squared)
 
 
 def k_reciprocal_count_earlier(

@@ -31,7 +31,7 @@ class Reranking:
     """Queries against a gallery by re-ranked distances; :func:`rerank` makes it.
 
     The final distance d* = (1 - lambda) J + lambda d decides; of equal ones the lower gallery index. What is kept of
-    the encoding is sparse; ``topk`` and ``evaluate`` make one pass over tiles of scores each.
+    the encoding is sparse; ``evaluate`` makes one pass over tiles of scores, ``topk`` one for queries that need it.
 
     Attributes:
         variant: The formula.
@@ -241,8 +241,9 @@ def rerank(
     gallery table: pairs without overlap are ordered by d. Where d* of two entries is equal, the lower gallery index
     comes first. Results do not depend on ``block``, threads or the device.
 
-    Cost: N^2 d FLOP, and 2 Q G d in each ``topk`` and ``evaluate``. Memory beside two copies of the features:
-    16 (k1 + 1) bytes a sample for neighbours, 24 bytes a value of V, and about 400 MB for the queries at hand at most.
+    Cost: N^2 d FLOP, and 2 Q G d in ``evaluate``. Memory beside two copies of the features:
+    16 (k1 + 1) bytes a sample for neighbours, 24 bytes a value of V, and about 40 MB for the queries at hand
+    (300 MB where lambda is 0, and in ``dense``).
 
     Args:
         query: (Q, d) tensor or array of fp16, bf16, fp32 or fp64, on any device; or ``PersonFeatures``, of which the

@@ -49,8 +49,9 @@ class RerankedOrder:
         kept: Tensor | None = None,
     ) -> None:
         self.tiles = ScoreTiles(query, gallery, metric="euclidean", block=block)
-        sides = PersonFeatures(query), PersonFeatures(gallery if kept is None else gallery[kept])
-        self._packed, self._other = pack_rows(*sides, "euclidean", "feature", None, None)
+        # Of the whole gallery, whose largest magnitude sets the scale of all squared distances.
+        people = PersonFeatures(query), PersonFeatures(gallery)
+        self._packed, self._other = pack_rows(*people, "euclidean", "feature", None, None)
         self._tile = GPU_TILE if self.tiles.device.type == "cuda" else CPU_TILE
         if block is not None:
             self._tile = (int(block), self._tile[1])
@@ -62,6 +63,7 @@ class RerankedOrder:
         self.gain = (1 - share) / max(share, _LEAST_LAMBDA)
         if kept is not None and len(kept) < len(gallery):
             self.tiles.select_gallery(kept)
+            self._other = self._other.select(kept)
             self.encoding = encoding.select_gallery(kept)
         self.gallery = self.tiles.shape[1]
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from motarfuse.ops.ranking import rounded_sqrt
+
 
 @dataclass(frozen=True)
 class RerankVariant:
@@ -50,7 +52,7 @@ class RerankVariant:
         if self.power == 1:
             return squared - largest * by
         moved = squared.square() - largest.square() * by
-        return torch.minimum(moved.abs().sqrt().copysign(moved), squared)
+        return torch.minimum(rounded_sqrt(moved.abs()).copysign(moved), squared)
 
 
 VARIANTS: dict[str, RerankVariant] = {
@@ -102,8 +104,11 @@ def get_variant(name: str) -> RerankVariant:
     """The variant of that name.
 
     Raises:
+        TypeError: It is no name.
         ValueError: There is none.
     """
+    if not isinstance(name, str):
+        raise TypeError(f"variant: got {type(name).__name__}, supported is a name: {', '.join(VARIANTS)}")
     if name not in VARIANTS:
         raise ValueError(f"variant: got {name!r}, known are {', '.join(VARIANTS)}")
     return VARIANTS[name]

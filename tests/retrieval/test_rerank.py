@@ -342,6 +342,34 @@ def test_exponentials_are_those_of_the_library() -> None:
     np.testing.assert_allclose(found, np.exp(-values), rtol=5e-16)
 
 
+# Beside J, distances of 1e-20 are nothing to the dense float64 table.
+@pytest.mark.parametrize(("share", "factor"), [(1.0, 1.0), (1.0, 1e-20), (1.0, 1e15), (0.3, 1e-20), (0.3, 1e15)])
+def test_an_ignored_entry_of_another_magnitude_sets_the_scale_for_all(share: float, factor: float) -> None:
+    """It took part in the encoding: distances of those that count are measured in its scale."""
+    rng = np.random.default_rng(0)
+    ids = labels(rng, 10, 50, 5)
+    query, gallery = (rng.normal(size=(len(one), 4)) for one in ids[:2])
+    gallery[-1] *= 1e10 if factor == 1 else 100
+    ids[1][-1] = -1  # a distractor of MARS's kind: ignored
+    query, gallery = query * factor, gallery * factor
+    wanted = -final_distances(query, gallery, k1=5, k2=2, lambda_value=share)
+    found = rerank(query, gallery, k1=5, k2=2, lambda_value=share).evaluate(*ids)
+    assert found.manifest["num_gallery_ignored"] >= 1
+    assert_equal(found, oracle.evaluate(wanted, *ids))
+
+
+def test_roots_of_keys_are_rounded_as_the_processor_rounds_them() -> None:
+    """Where lambda is tiny, nearly equal keys are told apart by their last bit, on every backend alike."""
+    generator = torch.Generator().manual_seed(6)
+    x = torch.randn(40, 4, dtype=torch.float64, generator=generator)
+    pids, cameras = torch.arange(40) % 5, torch.arange(40) % 2
+    how: dict[str, Any] = {"k1": 12, "lambda_value": 1e-12, "variant": "torchreid"}
+    sides = pids[:10], pids[10:], cameras[:10], cameras[10:]
+    here = rerank(x[:10], x[10:], **how).evaluate(*sides)
+    with motarfuse.ops.use_backend("reference"):
+        assert rerank(x[:10], x[10:], **how).evaluate(*sides).mAP == here.mAP
+
+
 def test_the_manifest_names_the_formula() -> None:
     query, gallery = people(0, 20, 60)
     ids = labels(np.random.default_rng(0), 20, 60, 4)
@@ -360,6 +388,7 @@ def test_bad_input_is_named() -> None:
     zero = gallery.copy()
     zero[5] = 0
     for call, kind, message in (
+        ({"variant": ["zhong2017"]}, TypeError, "variant: got list"),
         ({"variant": "zhong"}, ValueError, "variant: got 'zhong', known are zhong2017, torchreid"),
         ({"k1": 0}, ValueError, "k1: got 0, supported are 1 to 79"),
         ({"k1": 80}, ValueError, "k1: got 80, supported are 1 to 79"),
