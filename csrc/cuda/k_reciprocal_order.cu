@@ -10,7 +10,7 @@
 #include "../k_reciprocal_order.h"
 #include "../k_reciprocal_order_call.h"
 #include "../library.h"
-#include "block_sums.cuh"
+#include "k_reciprocal_sums.cuh"
 #include "launch.h"
 
 namespace motarfuse {
